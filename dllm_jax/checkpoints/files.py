@@ -1,0 +1,113 @@
+"""The small files of a checkpoint folder, and how a folder comes into being: whole or not at all."""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dllm_jax.errors import UsageError
+from dllm_jax.models import registry
+from dllm_jax.models.transformer import TransformerConfig
+
+# What travels with the weights besides config.json: the tokenizer, and code for other frameworks (never run here).
+COMPANIONS = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
+    "generation_config.json", "*.py",
+)  # fmt: skip
+NAMES_IN_ERRORS = 8
+
+
+def abbreviate(names: list[str]) -> str:
+    """The names in one line, the first few if there are many."""
+    more = len(names) - NAMES_IN_ERRORS
+    return ", ".join(names[:NAMES_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UsageError: the file cannot be read or holds something else.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: expected a readable file, got {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path}: expected a JSON object, got {type(fields).__name__}")
+    return fields
+
+
+def read_config(folder: Path) -> TransformerConfig:
+    """The model that a folder's config.json describes.
+
+    Raises:
+        UsageError: no such file, a malformed one, or a model we cannot build.
+    """
+    path = folder / "config.json"
+    fields = read_json(path)
+    try:
+        config = registry.parse_config(fields)
+    except UsageError as error:
+        raise UsageError(f"{folder}: {error}") from error
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UsageError(f"{path}: expected numbers that describe a model, got {error}") from error
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type is int and (type(value) is not int or value < 0):
+            raise UsageError(f"{path}: expected a whole number for {field.name}, got {value!r}")
+    for name in ("mask_id", "eos_id", "eot_id"):
+        token = getattr(config, name)
+        if token is not None and not (type(token) is int and 0 <= token < config.vocab_size):
+            raise UsageError(f"{path}: expected {name} in the vocabulary of {config.vocab_size}, got {token!r}")
+    return config
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copies the tokenizer and its like from one checkpoint folder to another."""
+    for pattern in COMPANIONS:
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, target / path.name)
+
+
+def write_config(source: Path, target: Path, *, dtype: str) -> None:
+    """Copies config.json, with the dtype of the weights beside it where it names one."""
+    fields = read_json(source / "config.json")
+    fields |= {name: dtype for name in ("torch_dtype", "dtype") if name in fields}
+    (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place if the block succeeds and vanishes if it does not.
+
+    Raises:
+        UsageError: `target` exists and may not be replaced, or its parent cannot be written to.
+    """
+    if target.exists() and not overwrite:
+        raise UsageError(f"target: expected a folder that does not exist (or overwrite), got {target}")
+    if target.exists() and not (target / "config.json").is_file():
+        raise UsageError(f"target: expected a checkpoint folder to overwrite, got {target} without a config.json")
+    suffix = uuid.uuid4().hex[:8]
+    temporary, old = (target.with_name(f"{target.name}.{kind}-{suffix}") for kind in ("partial", "old"))
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"target: expected a place to write {target}, got {error.strerror}") from error
+    try:
+        yield temporary
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""Parameters by name, and how our fused ones and the tensors of a Hugging Face checkpoint correspond, in both directions.
+
+torch stores a Linear as [out, in]; ours are [in, out], with q, k, v and gate, up side by side (`models/layers.py`).
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+
+class Part(NamedTuple):
+    """What one Hugging Face tensor is within one of our parameters."""
+
+    view: np.ndarray  # the elements inside our array, in the order of the tensor
+    shape: tuple[int, ...]  # of the tensor
+
+
+def parts(path: str, array: np.ndarray) -> list[Part]:
+    """Takes one of our parameters apart without copying; writing to the views assembles it.
+
+    Args:
+        path: name of the parameter ("layers.0.attention.qkv"); its last part tells the kind.
+        array: the parameter.
+
+    Returns:
+        One part per tensor, in the order of `registry.tensor_names`. Query head n is [n // G, n % G] of the view, so it
+        reads key/value head n // G.
+    """
+    match path.rpartition(".")[2]:
+        case "qkv":  # [D, K, G + 2, H]
+            heads = np.moveaxis(array, 0, -1)
+            return [
+                Part(view, (math.prod(view.shape[:-1]), array.shape[0]))
+                for view in (heads[:, :-2], heads[:, -2], heads[:, -1])
+            ]
+        case "qkv_bias":  # [K, G + 2, H]
+            return [Part(view, (view.size,)) for view in (array[:, :-2], array[:, -2], array[:, -1])]
+        case "out":  # [K, G, H, D]
+            return [Part(np.moveaxis(array, -1, 0), (array.shape[-1], math.prod(array.shape[:-1])))]
+        case "gate_up":  # [D, 2, F]
+            return [Part(array[:, i].T, array[:, i].T.shape) for i in range(2)]
+        case "down" | "head":  # [F, D], [D, V]
+            return [Part(array.T, array.T.shape)]
+        case "embedding" | "scale":
+            return [Part(array, array.shape)]
+    raise ValueError(f"no layout is known for the parameter {path}")
+
+
+def tensor_shapes(path: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The shapes of the Hugging Face tensors that make up a parameter of the given shape."""
+    return [part.shape for part in parts(path, np.broadcast_to(np.int8(0), shape))]
+
+
+def fuse(path: str, tensors: list[np.ndarray], *, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Our parameter, assembled from its tensors and cast on the way."""
+    array = np.empty(shape, dtype)
+    for part, tensor in zip(parts(path, array), tensors, strict=True):
+        part.view[...] = tensor.reshape(part.view.shape)
+    return array
+
+
+def split(path: str, array: np.ndarray) -> list[np.ndarray]:
+    """The Hugging Face tensors of a parameter, contiguous."""
+    return [np.ascontiguousarray(part.view.reshape(part.shape)) for part in parts(path, array)]
+
+
+def flatten(state: nnx.State) -> dict[str, Any]:
+    """The leaves of a state of parameters (arrays, abstract arrays, shardings) by path: "layers.0.attention.qkv"."""
+    return {".".join(map(str, path)): param.get_value() for path, param in nnx.to_flat_state(state)}
+
+
+def unflatten(abstract: nnx.State, leaves: dict[str, Any]) -> nnx.State:
+    """The state of the given structure with its leaves taken by path: the inverse of `flatten`."""
+    flat = ((path, param.replace(leaves[".".join(map(str, path))])) for path, param in nnx.to_flat_state(abstract))
+    return nnx.from_flat_state(flat)

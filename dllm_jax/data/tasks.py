@@ -1,0 +1,111 @@
+"""The built-in tasks: the distribution the bundled models were trained on, and its held-out samples.
+
+Word problems need a chain of calculations, which the answer spells out. Copy, reverse and sort have one right answer, so
+their tokens may be committed in any order. In shuffle every position is uncertain and no word may come twice, so
+committing dependent positions together must fail. `dllm_jax/evals/scorers.py` says what counts as correct.
+"""
+
+import json
+import random
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+Sampler = Callable[[random.Random], tuple[str, str]]  # -> (prompt, answer)
+
+ASSETS = Path(__file__).parents[1] / "assets"
+HELD_OUT = ASSETS / "tasks_eval.jsonl"  # 100 of each task
+HELD_OUT_SMALL = ASSETS / "tasks.jsonl"  # every fifth of them
+
+LEXICON: dict[str, list[str]] = json.loads((ASSETS / "lexicon.json").read_text(encoding="utf-8"))
+LIST_LENGTHS = (3, 9)
+START, CHANGE = (2, 20), (2, 20)
+EVENTS = (2, 3)
+GAIN_SHARE, LOSS_SHARE = 0.45, 0.43  # of the events; the rest doubles or triples
+SMALL = 4  # a pile below this only grows by a gain
+MAX_PRODUCT = 60  # an event that multiplies beyond this is dropped
+
+
+def _word_problem(rng: random.Random) -> tuple[str, str]:
+    """A short story of 1-3 events on a pile of items, and its solution with every intermediate result."""
+    name, item = rng.choice(LEXICON["names"]), rng.choice(LEXICON["items"])
+    start = count = rng.randint(*START)
+    story, solution = [], []
+    for _ in range(rng.randint(*EVENTS)):
+        happening, sign, operand = _event(rng, count)
+        result = {"+": count + operand, "-": count - operand, "*": count * operand}[sign]
+        if sign == "*" and result > MAX_PRODUCT:
+            continue
+        sentence = f"{rng.choice(LEXICON['leads'])} {name} {happening}"
+        story.append(f"{sentence}. ")
+        solution.append(f"{sentence}, so {count} {sign} {operand} = {result}. ")
+        count = result
+    prompt = f"{name} has {start} {item}. {''.join(story)}How many {item} does {name} have now?"
+    return prompt, f"{name} starts with {start} {item}. {''.join(solution)}The answer is {count}."
+
+
+def _event(rng: random.Random, count: int) -> tuple[str, str, int]:
+    """What happens to a pile of `count` items, as a phrase, an operator and its operand."""
+    draw = rng.random()
+    if draw < GAIN_SHARE or count < SMALL:
+        operand = rng.randint(*CHANGE)
+        return rng.choice(LEXICON["gain"]).format(b=operand), "+", operand
+    if draw < GAIN_SHARE + LOSS_SHARE:
+        operand = rng.randint(1, min(CHANGE[1], count - 1))
+        return rng.choice(LEXICON["loss"]).format(b=operand), "-", operand
+    factor = rng.randrange(len(LEXICON["multiply"]))
+    return LEXICON["multiply"][factor], "*", factor + 2
+
+
+def _list_task(verb: str, solve: Callable[[random.Random, list[str]], list[str]]) -> Sampler:
+    """A task on a list of 3-9 distinct words, from what it is called and how it is solved."""
+
+    def sample(rng: random.Random) -> tuple[str, str]:
+        words = rng.sample(LEXICON["words"], rng.randint(*LIST_LENGTHS))
+        return f"{verb} the list: {', '.join(words)}.", f"{', '.join(solve(rng, words))}."
+
+    return sample
+
+
+_SAMPLERS: dict[str, Sampler] = {
+    "word_problem": _word_problem,
+    "copy": _list_task("Copy", lambda _, words: words),
+    "reverse": _list_task("Reverse", lambda _, words: words[::-1]),
+    "sort": _list_task("Sort", lambda _, words: sorted(words)),
+    "shuffle": _list_task("Shuffle", lambda rng, words: rng.sample(words, len(words))),
+}
+TASKS = tuple(_SAMPLERS)
+TRAINING_SHARES = {task: 0.65 if task == "word_problem" else 0.35 / 4 for task in TASKS}
+
+
+def generate(task: str, count: int, *, seed: int, exclude: Collection[str] = ()) -> Iterator[dict[str, str]]:
+    """Draws samples of one task; the same arguments give the same samples.
+
+    Args:
+        task: one of `TASKS`.
+        count: how many.
+        seed: of the draws; every task has its own stream.
+        exclude: prompts never to return, e.g. `held_out_prompts()`.
+
+    Yields:
+        `{"id", "task", "prompt", "answer"}`, as the lines of a task file.
+    """
+    rng = random.Random(f"{task} {seed}")
+    done = 0
+    while done < count:
+        prompt, answer = _SAMPLERS[task](rng)
+        if prompt in exclude:
+            continue
+        done += 1
+        yield {"id": f"{task}-{seed}-{done}", "task": task, "prompt": prompt, "answer": answer}
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The samples of a task file."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def held_out_prompts() -> frozenset[str]:
+    """The prompts every reported accuracy is measured on; training data must not hold them."""
+    return frozenset(sample["prompt"] for sample in read(HELD_OUT))

@@ -1,0 +1,81 @@
+"""The canvas: prompt columns, left-padded to a common length, then gen_length columns of [MASK] in blocks.
+
+Shape letters: B rows (prompts), L canvas columns, P prompt columns, G generated columns, Q prediction slots.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The static shape of a canvas."""
+
+    prompt_length: int  # P, padding included
+    gen_length: int  # G
+    block_length: int
+    slack: int = 0  # columns on the right that only keep the slices of a cached step inside the canvas
+
+    @property
+    def length(self) -> int:
+        """L = P + G, what the model sees in a full forward."""
+        return self.prompt_length + self.gen_length
+
+    @property
+    def columns(self) -> int:
+        """Columns stored: L and the slack."""
+        return self.length + self.slack
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the generation."""
+        return self.gen_length // self.block_length
+
+    def block_start(self, block: Int[Array, "..."]) -> Int[Array, "..."]:
+        """First column of a block."""
+        return self.prompt_length + block * self.block_length
+
+
+def bucketed_prompt_length(longest: int, gen_length: int, *, multiple: int) -> int:
+    """The prompt columns for a batch: the smallest P >= longest that makes P + gen_length a multiple.
+
+    A few lengths mean few compiled programs; multiples of 64 also suit the GPU's attention kernels.
+    """
+    return -(longest + gen_length) % multiple + longest
+
+
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], geometry: Geometry, *, mask_id: int, pad_id: int
+) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, "B"]]:
+    """Lays out a batch on the host.
+
+    Args:
+        prompts: token ids of every row, each at most P long.
+        geometry: the canvas.
+        mask_id: what fills the generated columns.
+        pad_id: what fills the left padding and the slack (never attended to).
+
+    Returns:
+        tokens_BL int32 and pad_B int32, the first real column of every row.
+    """
+    tokens_BL = np.full((len(prompts), geometry.columns), pad_id, np.int32)
+    tokens_BL[:, geometry.prompt_length : geometry.length] = mask_id
+    pad_B = np.array([geometry.prompt_length - len(prompt) for prompt in prompts], np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens_BL[row, pad_B[row] : geometry.prompt_length] = prompt
+    return tokens_BL, pad_B
+
+
+def positions(columns_L: Int[Array, "T"], pad_B: Int[Array, "B"]) -> Int[Array, "B T"]:
+    """Position of every column in its row's own text; negative (and never looked at) in the padding."""
+    return columns_L[None, :] - pad_B[:, None]
+
+
+def key_mask(pad_B: Int[Array, "B"], end_B: Int[Array, "B"], *, columns: int) -> Bool[Array, "B 1 1 S"]:
+    """True for the columns [pad, end) of every row: what attention may look at."""
+    columns_1L = jnp.arange(columns)[None, :]
+    return ((columns_1L >= pad_B[:, None]) & (columns_1L < end_B[:, None]))[:, None, None, :]

@@ -1,0 +1,214 @@
+"""Prompts in, `DecodeResult` out: the host side of decoding."""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dllm_jax import mesh as meshes
+from dllm_jax.config import Config, block_schedule, validate
+from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
+from dllm_jax.decoding.driver import Engine, decode
+from dllm_jax.decoding.policies.base import CommitPolicy
+from dllm_jax.decoding.policies.build import build_policy
+from dllm_jax.decoding.prediction import Sampler
+from dllm_jax.decoding.sampling import KeyedNoise, Noise
+from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
+from dllm_jax.errors import UsageError
+from dllm_jax.models.model import Model
+
+
+@jax.jit(static_argnames=("geometry", "mask_id"))
+def decode_program(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    state: DecodeState,
+    *,
+    policy: CommitPolicy,
+    sampler: Sampler,
+    noise: Noise,
+    geometry: Geometry,
+    mask_id: int,
+) -> DecodeState:
+    """The whole generation of a batch as one compiled program."""
+    engine = Engine(
+        model=nnx.merge(graphdef, params), policy=policy, sampler=sampler, noise=noise, geometry=geometry,
+        mask_id=mask_id,
+    )  # fmt: skip
+    return decode(engine, state)
+
+
+class Decoder:
+    """Decodes batches of prompts with one model and one configuration.
+
+    Args:
+        model: a diffusion model.
+        config: what to do; checked here.
+        eot_id: the end-of-turn token, if the tokenizer knows one that the model's config does not.
+
+    Raises:
+        UsageError: a setting is wrong or does not suit the model.
+    """
+
+    def __init__(self, model: Model, config: Config, *, eot_id: int | None = None) -> None:
+        validate(config)
+        if model.config.mask_id is None:
+            raise UsageError(f"model.path: expected a masked diffusion model, got the {model.config.family} model")
+        self.model, self.config = model, config
+        self.eot_id = model.config.eot_id if eot_id is None else eot_id
+        self.mask_id: int = model.config.mask_id
+        self.block_length, _ = block_schedule(config.decode)
+        self.noise: Noise = KeyedNoise(jax.random.key(config.decode.seed))
+        self.policy = build_policy(config)
+        self.sampler = Sampler.from_settings(config.decode, model.config, eot_id=self.eot_id)
+        self.length_multiple = 32 if model.mesh.devices.flat[0].platform == "cpu" else 64
+
+    def check(self, prompt: Sequence[int]) -> None:
+        """Refuses a prompt that cannot be decoded.
+
+        Raises:
+            UsageError: it is empty, too long for the model, or has an id outside the vocabulary.
+        """
+        limit = self.model.config.max_length - self.config.decode.gen_length
+        if not prompt:
+            raise UsageError("prompt: expected at least one token, got an empty prompt")
+        if len(prompt) > limit:
+            raise UsageError(
+                f"prompt: expected at most {limit} tokens (max_sequence_length {self.model.config.max_length} less "
+                f"decode.gen_length {self.config.decode.gen_length}), got {len(prompt)}"
+            )
+        wrong = next((token for token in prompt if not 0 <= token < self.model.config.vocab_size), None)
+        if wrong is not None:
+            raise UsageError(f"prompt: expected token ids from 0 to {self.model.config.vocab_size - 1}, got {wrong}")
+
+    def batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Groups prompts for decoding: indices by padded length, shortest first, at most `decode.batch_size` together."""
+        groups: dict[int, list[int]] = {}
+        for index, length in enumerate(lengths):
+            groups.setdefault(self._prompt_length(length), []).append(index)
+        size = self.config.decode.batch_size
+        return [
+            group[at : at + size] for _, group in sorted(groups.items()) for at in range(0, len(group), size)
+        ]
+
+    def __call__(self, prompts: Sequence[Sequence[int]], *, rows: Sequence[int] | None = None) -> DecodeResult:
+        """Decodes one batch.
+
+        Args:
+            prompts: token ids; at least one prompt. The batch is filled up to `decode.batch_size` with idle rows.
+            rows: index of every prompt in the whole job, on which its random draws depend; default 0, 1, ...
+
+        Raises:
+            UsageError: see `check`.
+        """
+        for prompt in prompts:
+            self.check(prompt)
+        geometry = self._geometry(max(map(len, prompts)))
+        state = self._start(prompts, range(len(prompts)) if rows is None else rows, geometry)
+        arguments = (self.model.graphdef, self.model.params, state)
+        parts = dict(policy=self.policy, sampler=self.sampler, noise=self.noise)
+        with self._precision():
+            begin, compiled_before = time.perf_counter(), _Compilations.count
+            decode_program.lower(*arguments, **parts, geometry=geometry, mask_id=self.mask_id).compile()
+            compiled = time.perf_counter()
+            final = decode_program(*arguments, **parts, geometry=geometry, mask_id=self.mask_id)
+            final = jax.device_get(final)
+        timing = Timing(
+            compile_seconds=compiled - begin,
+            decode_seconds=time.perf_counter() - compiled,
+            compilations=_Compilations.count - compiled_before,
+        )
+        return self._result(final, geometry, timing, rows=len(prompts))
+
+    def _prompt_length(self, longest: int) -> int:
+        return bucketed_prompt_length(longest, self.config.decode.gen_length, multiple=self.length_multiple)
+
+    def _geometry(self, longest: int) -> Geometry:
+        return Geometry(
+            prompt_length=self._prompt_length(longest),
+            gen_length=self.config.decode.gen_length,
+            block_length=self.block_length,
+        )
+
+    def _start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], geometry: Geometry) -> DecodeState:
+        """The state of a batch on the mesh; idle rows repeat the first prompt."""
+        multiple = meshes.batch_multiple(self.model.mesh)
+        batch = -(-max(self.config.decode.batch_size, len(prompts)) // multiple) * multiple
+        idle = batch - len(prompts)
+        tokens_BL, pad_B = pad_prompts(
+            [*prompts, *[prompts[0]] * idle], geometry, mask_id=self.mask_id, pad_id=self.model.config.eos_id
+        )
+        state = DecodeState.start(
+            jnp.asarray(tokens_BL),
+            pad_B=jnp.asarray(pad_B),
+            row_B=jnp.asarray([*rows, *[0] * idle], jnp.int32),
+            live_B=jnp.arange(batch) < len(prompts),
+            geometry=geometry,
+        )
+        return jax.device_put(state, meshes.batch_shardings(state, self.model.mesh))
+
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        precision = self.config.model.matmul_precision
+        with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
+            yield
+
+    def _result(self, final: DecodeState, geometry: Geometry, timing: Timing, *, rows: int) -> DecodeResult:
+        """Cuts a finished batch to its real rows and its generated columns."""
+        generated = slice(geometry.prompt_length, geometry.length)
+        tokens_BG, commit_step_BG = final.tokens_BL[:rows, generated], final.commit_step_BL[:rows, generated]
+        end_B = final.end_B[:rows] - geometry.prompt_length
+        num_tokens_B, reasons = finish(tokens_BG, eos_id=self.model.config.eos_id, eot_id=self.eot_id)
+        return DecodeResult(
+            tokens_BG=tokens_BG, nfe_B=final.nfe_B[:rows], commit_step_BG=commit_step_BG, end_B=end_B,
+            num_tokens_B=num_tokens_B, finish_reason=reasons, iterations=int(final.iterations), timing=timing,
+        )  # fmt: skip
+
+
+def finish(tokens_BG: np.ndarray, *, eos_id: int, eot_id: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Where the text of every row ends and why: before the first EoS or end-of-turn token, else at gen_length."""
+    is_end_BG = tokens_BG == eos_id
+    if eot_id is not None:
+        is_end_BG |= tokens_BG == eot_id
+    has_end_B, first_B = is_end_BG.any(axis=1), is_end_BG.argmax(axis=1)
+    num_tokens_B = np.where(has_end_B, first_B, tokens_BG.shape[1]).astype(np.int32)
+    reasons = tuple(
+        "length" if not ended else "eos" if row[first] == eos_id else "eot_id"
+        for row, first, ended in zip(tokens_BG, first_B, has_end_B, strict=True)
+    )
+    return num_tokens_B, reasons
+
+
+def decode_all(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> DecodeResult:
+    """Decodes any number of prompts, batch by batch, and returns them in the order given."""
+    batches = decoder.batches([len(prompt) for prompt in prompts])
+    results = [decoder([prompts[i] for i in batch], rows=batch) for batch in batches]
+    order = np.argsort(np.concatenate([np.asarray(batch, np.int64) for batch in batches]))
+    reasons = [reason for result in results for reason in result.finish_reason]
+
+    def joined(field: str) -> np.ndarray:
+        return np.concatenate([getattr(result, field) for result in results])[order]
+
+    return DecodeResult(
+        tokens_BG=joined("tokens_BG"), nfe_B=joined("nfe_B"), commit_step_BG=joined("commit_step_BG"),
+        end_B=joined("end_B"), num_tokens_B=joined("num_tokens_B"), finish_reason=tuple(reasons[i] for i in order),
+        iterations=sum(result.iterations for result in results),
+        timing=sum((result.timing for result in results), Timing(0.0, 0.0, 0)),
+    )  # fmt: skip
+
+
+class _Compilations:
+    """Counts the programs XLA builds in this process."""
+
+    count = 0
+
+    @classmethod
+    def on_event(cls, event: str, _duration: float, **_: object) -> None:
+        cls.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+jax.monitoring.register_event_duration_secs_listener(_Compilations.on_event)

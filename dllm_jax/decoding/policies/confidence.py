@@ -1,0 +1,40 @@
+"""LLaDA's own sampler (arXiv 2502.09992): a fixed number of tokens per step, the most confident or random ones."""
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Int
+
+from dllm_jax.decoding.canvas import Geometry
+from dllm_jax.decoding.policies.base import Commit, View, full
+from dllm_jax.decoding.prediction import Prediction
+from dllm_jax.decoding.sampling import Noise, top_n
+from dllm_jax.decoding.state import DecodeState
+
+
+def scheduled(masks_B: Int[Array, "B"], step_B: Int[Array, "B"], steps: Int[Array, ""]) -> Int[Array, "B"]:
+    """Tokens of a block's step: its masks shared out evenly, the first steps take one more each for the remainder."""
+    return masks_B // steps + (step_B < masks_B % steps)
+
+
+@struct.dataclass
+class Scheduled:
+    """Commits the scheduled number of open positions, by confidence or (`shuffled`) in random order."""
+
+    steps_per_block: Int[Array, ""]
+    shuffled: bool = struct.field(pytree_node=False, default=False)
+
+    def init(self, state: DecodeState, geometry: Geometry) -> Int[Array, "B"]:
+        """Masks of the block when the row entered it."""
+        return jnp.zeros_like(state.block_B)
+
+    def commit(self, rows: Int[Array, "B"], prediction: Prediction, view: View, noise: Noise) -> Commit:
+        """The best n open slots, n from the schedule."""
+        masks_B = jnp.where(view.block_nfe_B == 0, view.open_BQ.sum(axis=-1), rows)
+        n_B = scheduled(masks_B, view.block_nfe_B, self.steps_per_block)
+        mask_BQ = top_n(self._score(prediction, view, noise), view.open_BQ, n_B)
+        return Commit(mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ), masks_B)
+
+    def _score(self, prediction: Prediction, view: View, noise: Noise) -> Bool[Array, "B Q"]:
+        if self.shuffled:
+            return noise.uniform(view.row_B, view.nfe_B, view.position_BQ)
+        return prediction.confidence_BQ

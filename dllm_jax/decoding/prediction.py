@@ -1,0 +1,100 @@
+"""From the logits of the prediction slots to a token, its confidence and its margin.
+
+LLaDA's rules (arXiv 2502.09992, section 2.4, and its released sampler): the token is drawn with Gumbel noise scaled by the
+temperature, the logits are not divided by it; the confidence is the clean softmax probability of the drawn token.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from dllm_jax.config import DecodeSettings
+from dllm_jax.models.transformer import TransformerConfig
+
+
+@struct.dataclass
+class Prediction:
+    """What the model says about every slot. What a policy does not read is never computed."""
+
+    token_BQ: Int[Array, "B Q"]  # the proposal
+    confidence_BQ: Float[Array, "B Q"]  # its probability, in [0, 1]
+    margin_BQ: Float[Array, "B Q"]  # largest logit minus the second largest
+
+
+@struct.dataclass
+class Sampler:
+    """How tokens are drawn. Numbers are traced, what changes the program is static."""
+
+    temperature: Float[Array, ""]
+    cfg_scale: Float[Array, ""]
+    stochastic: bool = struct.field(pytree_node=False)  # temperature > 0
+    guided: bool = struct.field(pytree_node=False)  # cfg_scale > 0: the batch holds a second, promptless half
+    order_by_drawn: bool = struct.field(pytree_node=False)  # else by the most likely token
+    never_ids: tuple[int, ...] = struct.field(pytree_node=False)  # cannot be predicted
+    last_ids: tuple[int, ...] = struct.field(pytree_node=False)  # can be predicted, at confidence 0
+
+    @classmethod
+    def from_settings(cls, decode: DecodeSettings, model: TransformerConfig, *, eot_id: int | None) -> "Sampler":
+        """The sampler of a configuration."""
+        last_ids: tuple[int, ...] = ()
+        if decode.confidence_eos_eot_inf:
+            last_ids = tuple(i for i in (model.eos_id, eot_id) if i is not None)
+            if decode.compat == "reference" and decode.temperature > 0:
+                # The released code writes EoS into the noisy copy of the logits, which the confidence does not read.
+                last_ids = tuple(i for i in last_ids if i != model.eos_id)
+        return cls(
+            temperature=jnp.float32(decode.temperature),
+            cfg_scale=jnp.float32(decode.cfg_scale),
+            stochastic=decode.temperature > 0,
+            guided=decode.cfg_scale > 0,
+            order_by_drawn=decode.temperature_affects_order,
+            never_ids=(model.eos_id,) if decode.logits_eos_inf else (),
+            last_ids=last_ids,
+        )
+
+
+def guide(logits: Float[Array, "two_B Q V"], sampler: Sampler) -> Float[Array, "B Q V"]:
+    """Classifier-free guidance: u + (s + 1)(l - u), the rows with their prompt first, those without behind."""
+    conditional, unconditional = jnp.split(logits, 2, axis=0)
+    return unconditional + (sampler.cfg_scale + 1) * (conditional - unconditional)
+
+
+def _without(logits_BQV: Float[Array, "B Q V"], ids: tuple[int, ...]) -> Float[Array, "B Q V"]:
+    return logits_BQV.at[..., jnp.array(ids)].set(-jnp.inf) if ids else logits_BQV
+
+
+def predict(
+    logits_BQV: Float[Array, "B Q V"], sampler: Sampler, *, gumbel_BQV: Float[Array, "B Q V"] | None
+) -> Prediction:
+    """Draws a token for every slot and says how sure the model is.
+
+    Args:
+        logits_BQV: float32 logits (after guidance).
+        sampler: how to draw.
+        gumbel_BQV: standard Gumbel noise, None at temperature 0.
+    """
+    logits_BQV = _without(logits_BQV, sampler.never_ids)
+    noisy_BQV = logits_BQV if gumbel_BQV is None else logits_BQV + sampler.temperature * gumbel_BQV
+    token_BQ = jnp.argmax(noisy_BQV, axis=-1).astype(jnp.int32)
+    ranked_BQV = _without(logits_BQV, sampler.last_ids)
+    # The maximum is subtracted before the exponential, so that ties of saturated probabilities stay exact ties.
+    top_BQ = jnp.max(ranked_BQV, axis=-1)
+    total_BQ = jnp.sum(jnp.exp(ranked_BQV - top_BQ[..., None]), axis=-1)
+    chosen_BQ = top_BQ
+    if sampler.order_by_drawn:
+        chosen_BQ = jnp.take_along_axis(ranked_BQV, token_BQ[..., None], axis=-1)[..., 0]
+    best_BQ = jnp.argmax(logits_BQV, axis=-1)
+    others_BQV = jnp.where(jnp.arange(logits_BQV.shape[-1])[None, None] == best_BQ[..., None], -jnp.inf, logits_BQV)
+    return Prediction(
+        token_BQ=token_BQ,
+        confidence_BQ=jnp.exp(chosen_BQ - top_BQ) / total_BQ,
+        margin_BQ=jnp.max(logits_BQV, axis=-1) - jnp.max(others_BQV, axis=-1),
+    )
+
+
+def predict_slots(
+    logits: Float[Array, "rows Q V"], sampler: Sampler, *, noise: jax.Array | None
+) -> Prediction:
+    """`predict` on the raw output of a forward, guidance included."""
+    return predict(guide(logits, sampler) if sampler.guided else logits, sampler, gumbel_BQV=noise)

@@ -1,0 +1,72 @@
+"""Random draws and rankings.
+
+A draw depends on the seed, the row's index in the job, the row's own forward count, the generated position and (for
+tokens) the vocabulary id; never on the batch, the slot or the padding.
+"""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Noise(Protocol):
+    """A source of draws for the prediction slots of a step."""
+
+    def gumbel(
+        self, row_B: Int[Array, "B"], nfe_B: Int[Array, "B"], position_BQ: Int[Array, "B Q"], *, vocab_size: int
+    ) -> Float[Array, "B Q V"]:
+        """Standard Gumbel noise for every slot and token."""
+
+    def uniform(
+        self, row_B: Int[Array, "B"], nfe_B: Int[Array, "B"], position_BQ: Int[Array, "B Q"]
+    ) -> Float[Array, "B Q"]:
+        """Uniform numbers in [0, 1) for every slot."""
+
+
+@struct.dataclass
+class KeyedNoise:
+    """Draws from a key by counters."""
+
+    key: jax.Array
+
+    def _keys(self, row_B: jax.Array, nfe_B: jax.Array, position_BQ: jax.Array, *, stream: int) -> jax.Array:
+        """One key per slot."""
+
+        def one(row: jax.Array, nfe: jax.Array, position: jax.Array) -> jax.Array:
+            key = jax.random.fold_in(self.key, stream)
+            for counter in (row, nfe, position):
+                key = jax.random.fold_in(key, counter)
+            return key
+
+        return jax.vmap(jax.vmap(one, in_axes=(None, None, 0)))(row_B, nfe_B, position_BQ)
+
+    def gumbel(
+        self, row_B: Int[Array, "B"], nfe_B: Int[Array, "B"], position_BQ: Int[Array, "B Q"], *, vocab_size: int
+    ) -> Float[Array, "B Q V"]:
+        """Standard Gumbel noise in float32."""
+        keys_BQ = self._keys(row_B, nfe_B, position_BQ, stream=0)
+        return jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, (vocab_size,), jnp.float32)))(keys_BQ)
+
+    def uniform(
+        self, row_B: Int[Array, "B"], nfe_B: Int[Array, "B"], position_BQ: Int[Array, "B Q"]
+    ) -> Float[Array, "B Q"]:
+        """Uniform numbers in float32."""
+        keys_BQ = self._keys(row_B, nfe_B, position_BQ, stream=1)
+        return jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32)))(keys_BQ)
+
+
+def top_n(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"], n_B: Int[Array, "B"]) -> Bool[Array, "B Q"]:
+    """The n open slots of the highest score in every row (all, if fewer are open); of equals the lowest position first."""
+    return open_BQ & (rank(score_BQ, open_BQ) < n_B[:, None])
+
+
+def rank(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"]) -> Int[Array, "B Q"]:
+    """Place of every slot among the open ones, 0 for the highest score; of equals the lowest position first.
+
+    Slots that are not open come after all that are.
+    """
+    order_BQ = jnp.argsort(jnp.where(open_BQ, -score_BQ, jnp.inf), axis=-1, stable=True)
+    return jnp.argsort(order_BQ, axis=-1, stable=True)

@@ -1,0 +1,81 @@
+"""What a decode carries from step to step, and what it returns."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Int
+
+from dllm_jax.decoding.canvas import Geometry
+
+
+@struct.dataclass
+class DecodeState:
+    """The carry of the decoding loop. Only the driver writes it; every count is of the row's own forwards."""
+
+    tokens_BL: Int[Array, "B L"]  # the canvas and its slack
+    commit_step_BL: Int[Array, "B L"]  # k: committed in the row's k-th forward; 0: not (yet)
+    row_B: Int[Array, "B"]  # index of the prompt in the whole job: random draws depend on it, not on the slot
+    pad_B: Int[Array, "B"]  # first column of the prompt
+    end_B: Int[Array, "B"]  # one past the row's last column
+    block_B: Int[Array, "B"]  # block being decoded
+    block_nfe_B: Int[Array, "B"]  # forwards spent on that block
+    nfe_B: Int[Array, "B"]  # forwards spent on the row
+    live_B: Bool[Array, "B"]  # not finished
+    iterations: Int[Array, ""]  # forwards of the batch
+
+    @classmethod
+    def start(
+        cls, tokens_BL: jax.Array, *, pad_B: jax.Array, row_B: jax.Array, live_B: jax.Array, geometry: Geometry
+    ) -> "DecodeState":
+        """The state before the first forward; rows that only fill up the batch are not live."""
+        zero_B = jnp.zeros_like(pad_B)
+        return cls(
+            tokens_BL=tokens_BL, commit_step_BL=jnp.zeros_like(tokens_BL), row_B=row_B, pad_B=pad_B,
+            end_B=zero_B + geometry.length, block_B=zero_B, block_nfe_B=zero_B, nfe_B=zero_B, live_B=live_B,
+            iterations=jnp.zeros((), jnp.int32),
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Where the seconds of a decode went."""
+
+    compile_seconds: float  # tracing, lowering and compiling; about 0 when the program existed
+    decode_seconds: float  # from the first forward to the result on the host
+    compilations: int  # programs compiled (or read from the persistent cache)
+
+    def __add__(self, other: "Timing") -> "Timing":
+        return Timing(
+            self.compile_seconds + other.compile_seconds,
+            self.decode_seconds + other.decode_seconds,
+            self.compilations + other.compilations,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeResult:
+    """What came out, on the host, one entry per prompt in the order given.
+
+    Attributes:
+        tokens_BG: generated ids int32 [B, gen_length]; EoS behind the end a stop rule set, the mask id where a decoder
+            left a mask.
+        nfe_B: int32 [B], the row's own forwards (the number of its single run).
+        commit_step_BG: int32 [B, gen_length]; k if the token was committed in the row's k-th forward, else 0.
+        end_B: int32 [B], generated positions before the end that a stop rule set; gen_length without one.
+        num_tokens_B: int32 [B], tokens before the first EoS or end-of-turn token.
+        finish_reason: "eos", "eot_id" or "length" per row.
+        iterations: forwards of the batches, idle rows included.
+        timing: seconds and compilations.
+    """
+
+    tokens_BG: np.ndarray
+    nfe_B: np.ndarray
+    commit_step_BG: np.ndarray
+    end_B: np.ndarray
+    num_tokens_B: np.ndarray
+    finish_reason: tuple[str, ...]
+    iterations: int
+    timing: Timing

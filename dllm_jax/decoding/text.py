@@ -1,0 +1,126 @@
+"""Text to tokens and back, on the host only. Tokenizers are read from local folders; their code is never run."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2TokenizerFast
+
+from dllm_jax.config import TokenizerSettings
+from dllm_jax.data.prompts import Prompt
+from dllm_jax.errors import UsageError
+
+END_OF_TURN = "<|eot_id|>"
+
+
+@dataclasses.dataclass(frozen=True)
+class TextCodec:
+    """A tokenizer and how prompts become chats.
+
+    Attributes:
+        tokenizer: of the model.
+        chat_template: tokenizer.chat_template: auto, on or off.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    chat_template: str
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+    @property
+    def eot_id(self) -> int | None:
+        """The token that ends a turn, if the tokenizer has one."""
+        return self.tokenizer.get_vocab().get(END_OF_TURN)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Tokens of a prompt: a chat that awaits the answer, or the bare text.
+
+        Raises:
+            UsageError: messages without a chat template, or messages that the template refuses.
+        """
+        if prompt.prompt_ids is not None:
+            return list(prompt.prompt_ids)
+        template = self.tokenizer.chat_template is not None and self.chat_template != "off"
+        if prompt.messages is not None and not template:
+            raise UsageError("messages: expected a tokenizer with a chat template and tokenizer.chat_template not off")
+        messages = [{"role": "user", "content": prompt.text}] if prompt.messages is None else list(prompt.messages)
+        text = self._render(messages) if template else prompt.text
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
+        """The text of tokens, special tokens left out."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, return_dict=False
+            )
+        except jinja2.TemplateError as error:
+            raise UsageError(f"messages: expected what the chat template can render, got: {error}") from None
+
+
+def load(folder: Path, settings: TokenizerSettings) -> TextCodec | None:
+    """The tokenizer of a folder: tokenizer.json, or vocab.json and merges.txt as Qwen2 and Dream have them.
+
+    Args:
+        folder: a model's or a tokenizer's.
+        settings: the chat template to use.
+
+    Returns:
+        None if the folder has no tokenizer.
+
+    Raises:
+        UsageError: the tokenizer cannot be read, or lacks the chat template asked for.
+    """
+    if (folder / "tokenizer.json").is_file():
+        family = PreTrainedTokenizerFast
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        family = Qwen2TokenizerFast
+    else:
+        return None
+    try:
+        tokenizer = family.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise UsageError(f"tokenizer.path: expected a readable tokenizer in {folder}, got: {error}") from None
+    if settings.chat_template == "on" and tokenizer.chat_template is None:
+        raise UsageError(f"tokenizer.chat_template: expected a chat template in {folder} for 'on', got none")
+    return TextCodec(tokenizer, settings.chat_template)
+
+
+def check_vocabulary(codec: TextCodec, vocab_size: int) -> None:
+    """Refuses a tokenizer with ids that the model does not have.
+
+    Raises:
+        UsageError: the tokenizer belongs to another model.
+    """
+    if codec.vocab_size > vocab_size:
+        raise UsageError(
+            f"tokenizer.path: expected at most {vocab_size} entries (the model's vocabulary), got {codec.vocab_size}"
+        )
+
+
+def end_of_turn(setting: int, *, config_id: int | None, codec: TextCodec | None, vocab_size: int) -> int | None:
+    """The token that ends a turn: the setting, else the model's config.json, else the tokenizer's, else none.
+
+    Args:
+        setting: model.eot_token_id, -1 for unset.
+        config_id: the id of the model's config.json.
+        codec: the tokenizer, if there is one.
+        vocab_size: of the model.
+
+    Raises:
+        UsageError: the setting is no token of the model.
+    """
+    if not -1 <= setting < vocab_size:
+        raise UsageError(f"model.eot_token_id: expected -1 to {vocab_size - 1}, got {setting}")
+    if setting >= 0:
+        return setting
+    if config_id is not None or codec is None:
+        return config_id
+    return codec.eot_id

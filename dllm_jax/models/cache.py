@@ -1,0 +1,37 @@
+"""Keys and values of one layer, and the one way they are written."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+
+@struct.dataclass
+class LayerCache:
+    """Keys (after rotation) and values of one layer, one array each so that a loop updates them in place."""
+
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+
+
+Cache = list[LayerCache]
+
+
+def write(cache: LayerCache, new: LayerCache, start: Int[Array, ""] | Int[Array, "B"] | None) -> LayerCache:
+    """Replaces the columns [start, start + T) of a cache by T new ones.
+
+    Args:
+        cache: S columns.
+        new: T <= S columns.
+        start: first column: one for all rows (a plain update in place) or one per row. The caller keeps
+            start + T <= S; beyond that the write would move left silently.
+    """
+    if start is None:
+        raise ValueError("a cached forward needs the column at which its keys and values are written")
+
+    def put(old: jax.Array, fresh: jax.Array) -> jax.Array:
+        if jnp.ndim(start) == 0:
+            return jax.lax.dynamic_update_slice(old, fresh, (0, start, 0, 0))
+        return jax.vmap(lambda o, f, s: jax.lax.dynamic_update_slice(o, f, (s, 0, 0)))(old, fresh, start)
+
+    return LayerCache(k=put(cache.k, new.k), v=put(cache.v, new.v))

@@ -1,0 +1,75 @@
+"""LLaDA (arXiv 2502.09992): a bidirectional masked diffusion model. Its config.json fields and tensor names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dllm_jax.errors import UsageError
+from dllm_jax.models.transformer import TransformerConfig
+
+# Our parameter -> the tensors it is made of, in order; {i} is the layer.
+TENSOR_NAMES: dict[str, tuple[str, ...]] = {
+    "embedding": ("model.transformer.wte.weight",),
+    "layers.{i}.attention_norm.scale": ("model.transformer.blocks.{i}.attn_norm.weight",),
+    "layers.{i}.attention.qkv": (
+        "model.transformer.blocks.{i}.q_proj.weight",
+        "model.transformer.blocks.{i}.k_proj.weight",
+        "model.transformer.blocks.{i}.v_proj.weight",
+    ),
+    "layers.{i}.attention.out": ("model.transformer.blocks.{i}.attn_out.weight",),
+    "layers.{i}.mlp_norm.scale": ("model.transformer.blocks.{i}.ff_norm.weight",),
+    "layers.{i}.mlp.gate_up": (
+        "model.transformer.blocks.{i}.ff_proj.weight",
+        "model.transformer.blocks.{i}.up_proj.weight",
+    ),
+    "layers.{i}.mlp.down": ("model.transformer.blocks.{i}.ff_out.weight",),
+    "final_norm.scale": ("model.transformer.ln_f.weight",),
+    "head": ("model.transformer.ff_out.weight",),
+}
+
+# Variants of the architecture that the releases do not use and that would change the arithmetic.
+_ONLY = {
+    "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True, "alibi": False,
+    "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False, "input_emb_norm": False,
+    "attention_layer_norm": False, "scale_logits": False,
+}  # fmt: skip
+
+
+def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
+    """Reads the fields of a LLaDA config.json.
+
+    Raises:
+        UsageError: a field is missing, or asks for a variant that is not built.
+    """
+    needed = ("d_model", "n_heads", "n_layers", "mlp_hidden_size", "vocab_size", "rope_theta", "max_sequence_length")
+    needed += ("mask_token_id", "eos_token_id")
+    missing = [name for name in needed if fields.get(name) is None]
+    if missing:
+        raise UsageError(f"config.json: expected the field(s) {', '.join(missing)}, got none")
+    for name, expected in _ONLY.items():
+        got = fields.get(name)
+        if got is not None and got != expected:
+            raise UsageError(f"config.json field {name}: expected {expected!r} (the LLaDA releases), got {got!r}")
+    heads = fields["n_heads"]
+    kv_heads = fields.get("n_kv_heads") or heads
+    if fields["d_model"] % heads or heads % kv_heads:
+        raise UsageError(
+            "config.json: expected n_heads to divide d_model and n_kv_heads to divide n_heads, "
+            f"got d_model {fields['d_model']}, n_heads {heads}, n_kv_heads {kv_heads}"
+        )
+    return TransformerConfig(
+        family="llada",
+        num_layers=fields["n_layers"],
+        embed_dim=fields["d_model"],
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=fields["d_model"] // heads,
+        mlp_dim=fields["mlp_hidden_size"],
+        vocab_size=fields.get("embedding_size") or fields["vocab_size"],
+        rope_theta=float(fields["rope_theta"]),
+        norm_eps=float(fields.get("rms_norm_eps") or 1e-5),
+        max_length=fields["max_sequence_length"],
+        tied_embeddings=bool(fields.get("weight_tying")),
+        mask_id=fields["mask_token_id"],
+        eos_id=fields["eos_token_id"],
+        eot_id=fields.get("eot_token_id"),
+    )

@@ -1,0 +1,46 @@
+"""A model ready to run: its configuration, structure and weights placed on a mesh."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from dllm_jax.mesh import state_shardings
+from dllm_jax.models.transformer import Transformer, TransformerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Weights and what is needed to run them. `graphdef` and `params` go into a jitted function as arguments and are merged
+    inside it (`nnx.merge`): a module captured by a closure would put its weights into the program as constants.
+    """  # noqa: D205
+
+    config: TransformerConfig
+    graphdef: Any
+    params: nnx.State
+    mesh: Mesh
+    path: str = ""  # the checkpoint folder, "" for random weights
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of weights and activations."""
+        return jax.tree.leaves(self.params)[0].dtype
+
+
+def abstract_model(config: TransformerConfig, *, dtype: jnp.dtype) -> tuple[Any, nnx.State]:
+    """Structure and abstract parameters (`jax.ShapeDtypeStruct`) of a model; allocates nothing."""
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0))))
+
+
+def random_model(config: TransformerConfig, *, dtype: jnp.dtype, mesh: Mesh, seed: int) -> Model:
+    """A model with random weights, made in place on the mesh (for benchmarks and tests)."""
+    graphdef, abstract = abstract_model(config, dtype=dtype)
+
+    def init() -> nnx.State:
+        return nnx.state(Transformer(config, dtype=dtype, rngs=nnx.Rngs(seed)))
+
+    params = jax.jit(init, out_shardings=state_shardings(abstract, mesh))()
+    return Model(config=config, graphdef=graphdef, params=params, mesh=mesh)

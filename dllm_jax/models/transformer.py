@@ -1,0 +1,116 @@
+"""The one transformer behind every family: pure (tokens, positions, mask, cache) -> (hidden, cache), and its head.
+
+Families differ in the fields of `TransformerConfig` and in the names of their tensors (`llada.py`, ...). Nothing here
+samples, pads or knows what a canvas is. Layers are a list, not a scan: unrolled they decode faster (README, Performance).
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from dllm_jax.models.cache import Cache, LayerCache
+from dllm_jax.models.layers import Attention, RMSNorm, SwiGLU, parameter
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TransformerConfig:
+    """Everything that decides shapes and arithmetic of a model; hashable, read from config.json by the family's file."""
+
+    family: str  # "llada"
+    num_layers: int
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    vocab_size: int  # rows of the embedding and of the head
+    rope_theta: float
+    norm_eps: float
+    max_length: int  # longest prompt + generation
+    qkv_bias: bool = False
+    tied_embeddings: bool = False
+    causal: bool = False
+    mask_id: int | None = None  # the [MASK] token; None for autoregressive models
+    eos_id: int  # end of text, also the padding
+    eot_id: int | None = None  # end of turn
+    attention_kernel: str = "xla"  # see layers.attend
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP with residual connections."""
+
+    def __init__(self, config: TransformerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        dim, eps = config.embed_dim, config.norm_eps
+        self.attention_norm = RMSNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
+        self.attention = Attention(
+            dim, heads=config.num_heads, kv_heads=config.num_kv_heads, head_dim=config.head_dim,
+            theta=config.rope_theta, bias=config.qkv_bias, kernel=config.attention_kernel, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.mlp_norm = RMSNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
+        self.mlp = SwiGLU(dim, hidden_dim=config.mlp_dim, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        positions_BT: Int[Array, "B T"],
+        mask: Bool[Array, "B 1 #T S"],
+        *,
+        cache: LayerCache | None,
+        start: Int[Array, ""] | Int[Array, "B"] | None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache]:
+        """One layer; returns the keys and values that were attended to."""
+        attended, seen = self.attention(self.attention_norm(x), positions_BT, mask, cache=cache, start=start)
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x)), seen
+
+
+class Transformer(nnx.Module):
+    """Embedding, layers, final norm; `unembed` is apart so that logits are computed only where somebody looks."""
+
+    def __init__(self, config: TransformerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+        init = nnx.initializers.normal(0.02)
+        self.config = config
+        self.embedding = parameter(rngs, (config.vocab_size, config.embed_dim), ("vocab", "embed"), init, dtype)
+        self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
+        self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps, dtype=dtype, rngs=rngs)
+        head_shape = (config.embed_dim, config.vocab_size)
+        tied = config.tied_embeddings
+        self.head = None if tied else parameter(rngs, head_shape, ("embed", "vocab"), init, dtype)
+
+    def __call__(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        *,
+        mask: Bool[Array, "B 1 #T S"],
+        cache: Cache | None = None,
+        start: Int[Array, ""] | Int[Array, "B"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Runs the network.
+
+        Args:
+            tokens_BT: token ids.
+            positions_BT: rotary position of every token.
+            mask: True where a query may look at a key; S = T without a cache, the cache's columns with one.
+            cache: keys and values of every layer; those of the tokens given are written into it first.
+            start: with a cache, the column of the first token, for all rows or per row.
+
+        Returns:
+            Hidden states before the final norm's head projection (already normalised), and the cache attended to.
+        """
+        x = self.embedding[...][tokens_BT]
+        seen: Cache = []
+        for index, layer in enumerate(self.layers):
+            x, layer_cache = layer(
+                x, positions_BT, mask, cache=None if cache is None else cache[index], start=start
+            )
+            seen.append(layer_cache)
+        return self.final_norm(x), seen
+
+    def unembed(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits of the positions given, accumulated and returned in float32 (float64 for a float64 model)."""
+        head_DV = self.embedding[...].T if self.head is None else self.head[...]
+        dtype = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
+        return jnp.einsum("btd,dv->btv", hidden_BTD, head_DV, preferred_element_type=dtype)

@@ -1,0 +1,28 @@
+"""Layout of the canvas: padding, positions, masks, buckets."""
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, key_mask, pad_prompts, positions
+
+
+def test_prompts_are_padded_on_the_left_and_masks_follow() -> None:
+    geometry = Geometry(prompt_length=4, gen_length=2, block_length=1, slack=1)
+    tokens_BL, pad_B = pad_prompts([[7, 8], [1, 2, 3, 4]], geometry, mask_id=9, pad_id=0)
+    np.testing.assert_array_equal(tokens_BL, [[0, 0, 7, 8, 9, 9, 0], [1, 2, 3, 4, 9, 9, 0]])
+    np.testing.assert_array_equal(pad_B, [2, 0])
+    np.testing.assert_array_equal(positions(jnp.arange(6), jnp.array(pad_B))[0], [-2, -1, 0, 1, 2, 3])
+
+
+def test_only_real_columns_before_the_end_are_attended_to() -> None:
+    mask = key_mask(jnp.array([2, 0]), jnp.array([5, 3]), columns=6)
+    np.testing.assert_array_equal(mask[:, 0, 0], [[0, 0, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
+
+
+@given(longest=st.integers(1, 500), gen_length=st.integers(1, 300), multiple=st.sampled_from([32, 64]))
+def test_a_bucket_holds_the_prompt_and_wastes_less_than_a_multiple(longest: int, gen_length: int, multiple: int) -> None:
+    bucket = bucketed_prompt_length(longest, gen_length, multiple=multiple)
+    assert longest <= bucket < longest + multiple
+    assert (bucket + gen_length) % multiple == 0

@@ -1,0 +1,86 @@
+"""Rankings, draws and predictions on hand-made numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dllm_jax.config import DecodeSettings
+from dllm_jax.decoding.prediction import Sampler, guide, predict
+from dllm_jax.decoding.sampling import KeyedNoise, rank, top_n
+from dllm_jax.models.registry import PRESETS
+
+TINY = PRESETS["llada_tiny"]  # EoS 0, end of turn 5
+
+
+def sampler(**settings: object) -> Sampler:
+    return Sampler.from_settings(DecodeSettings(**settings), TINY, eot_id=TINY.eot_id)
+
+
+def test_ties_go_to_the_lowest_position_and_closed_slots_come_last() -> None:
+    score = jnp.array([[0.5, 0.9, 0.9, 0.5, 1.0]])
+    is_open = jnp.array([[True, True, True, True, False]])
+    np.testing.assert_array_equal(rank(score, is_open), [[2, 0, 1, 3, 4]])
+    np.testing.assert_array_equal(top_n(score, is_open, jnp.array([3])), [[True, True, True, False, False]])
+    np.testing.assert_array_equal(top_n(score, is_open, jnp.array([9])), is_open)
+
+
+def test_a_slot_of_confidence_zero_still_ranks_before_closed_ones() -> None:
+    np.testing.assert_array_equal(rank(jnp.zeros((1, 3)), jnp.array([[False, True, True]])), [[2, 0, 1]])
+
+
+def test_draws_follow_the_counters_not_the_slot() -> None:
+    noise = KeyedNoise(jax.random.key(0))
+    row, nfe = jnp.array([4, 9]), jnp.array([2, 0])
+    whole = noise.gumbel(row, nfe, jnp.array([[0, 1, 2], [5, 6, 7]]), vocab_size=11)
+    part = noise.gumbel(row[1:], nfe[1:], jnp.array([[7, 5]]), vocab_size=11)
+    np.testing.assert_array_equal(part[0], whole[1, [2, 0]])
+    assert len(np.unique(whole)) == whole.size
+    assert noise.uniform(row, nfe, jnp.zeros((2, 3), int)).shape == (2, 3)
+
+
+def test_prediction_is_softmax_confidence_and_top_two_margin() -> None:
+    logits = jnp.log(jnp.array([[[0.1, 0.6, 0.3]]]))
+    prediction = predict(logits, sampler(), gumbel_BQV=None)
+    assert prediction.token_BQ == 1
+    np.testing.assert_allclose(prediction.confidence_BQ, 0.6, rtol=1e-6)
+    np.testing.assert_allclose(prediction.margin_BQ, np.log(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("affects", "confidence"), [(True, 0.1), (False, 0.6)])
+def test_order_by_the_drawn_or_by_the_likeliest_token(affects: bool, confidence: float) -> None:
+    logits = jnp.log(jnp.array([[[0.1, 0.6, 0.3]]]))
+    push_first = jnp.array([[[50.0, 0.0, 0.0]]])
+    drawn = predict(
+        logits, sampler(temperature=1.0, temperature_affects_order=affects), gumbel_BQV=push_first
+    )
+    assert drawn.token_BQ == 0
+    np.testing.assert_allclose(drawn.confidence_BQ, confidence, rtol=1e-5)
+
+
+def test_suppression_of_the_ends() -> None:
+    logits = jnp.zeros((1, 1, TINY.vocab_size)).at[0, 0, TINY.eos_id].set(9.0)
+    assert predict(logits, sampler(logits_eos_inf=True), gumbel_BQV=None).token_BQ != TINY.eos_id
+    last = predict(logits, sampler(confidence_eos_eot_inf=True), gumbel_BQV=None)
+    assert last.token_BQ == TINY.eos_id
+    assert last.confidence_BQ == 0
+    assert sampler(confidence_eos_eot_inf=True, temperature=0.5).last_ids == (TINY.eos_id, TINY.eot_id)
+    reference = sampler(confidence_eos_eot_inf=True, temperature=0.5, compat="reference")
+    assert reference.last_ids == (TINY.eot_id,)
+
+
+def test_gumbel_draws_follow_the_softmax() -> None:
+    probability = jnp.array([0.5, 0.3, 0.2])
+    count = 20_000
+    noise = KeyedNoise(jax.random.key(1)).gumbel(
+        jnp.arange(count), jnp.zeros(count, int), jnp.zeros((count, 1), int), vocab_size=3
+    )
+    logits = jnp.broadcast_to(jnp.log(probability), noise.shape)
+    token = predict(logits, sampler(temperature=1.0), gumbel_BQV=noise).token_BQ
+    share = np.bincount(np.asarray(token).ravel(), minlength=3) / count
+    np.testing.assert_allclose(share, probability, atol=4 * np.sqrt(0.25 / count))
+
+
+def test_guidance_extrapolates_from_the_promptless_half() -> None:
+    logits = jnp.stack([jnp.full((1, 2), 3.0), jnp.full((1, 2), 1.0)])
+    np.testing.assert_allclose(guide(logits, sampler(cfg_scale=0.5)), 1 + 1.5 * 2, rtol=1e-6)
