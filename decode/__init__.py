@@ -1,0 +1,1 @@
+"""Commands that decode: `python -m decode.run`, `python -m decode.eval`."""

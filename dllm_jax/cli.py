@@ -9,12 +9,11 @@ Exit codes: 0; 2 for bad usage, configuration or input; 130 after Ctrl-C; other 
 import dataclasses
 import difflib
 import importlib.util
-import itertools
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -26,9 +25,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dllm_jax.config import Config, from_config_dict
+from dllm_jax.config import Config, from_config_dict, to_config_dict
 from dllm_jax.errors import UsageError
 
+# The dataclass field of every setting by its full name.
+FIELDS: dict[str, Any] = {
+    f"{section.name}.{field.name}": field
+    for section in dataclasses.fields(Config)
+    for field in dataclasses.fields(getattr(Config(), section.name))
+}
 # Set unless the user did: tokenizers come from local folders only, and transformers need not say that torch is missing.
 _ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -52,7 +57,7 @@ def execute(main: Callable[[Config], None], argv: Sequence[str], *, description:
         config_file, wants_help, overrides = _split(argv, default_config)
         values = load_config_file(config_file)
         if wants_help:
-            _print_help(description, config_file, from_config_dict(values))
+            _print_help(description, config_file, values)
         else:
             main(from_config_dict(_override(values, overrides)))
         sys.stdout.flush()
@@ -82,7 +87,7 @@ def _split(argv: Sequence[str], default_config: str) -> tuple[str, bool, list[st
 
 
 def load_config_file(name: str) -> ConfigDict:
-    """Calls `get_config()` of a config file; `file.py:text` calls `get_config("text")`.
+    """Calls `get_config()` of a config file, `get_config("text")` for `file.py:text`, and fills in what it leaves out.
 
     Args:
         name: path of a Python file, relative to the working directory. It may import the repository's `configs`.
@@ -97,7 +102,7 @@ def load_config_file(name: str) -> ConfigDict:
     if not Path(path).is_file():
         raise UsageError(f"--config: expected a configuration file, got {path!r} (no such file in {os.getcwd()})")
     try:
-        values = _import(path).get_config(*arguments)
+        values = _fill(_import(path).get_config(*arguments))
     except UsageError:
         raise
     except Exception as error:
@@ -106,8 +111,19 @@ def load_config_file(name: str) -> ConfigDict:
         line = lines[-1] if lines else getattr(error, "lineno", None)
         where = f", line {line}" if line else ""
         raise UsageError(f"--config: {path}{where}: {type(error).__name__}: {error}") from None
-    if not isinstance(values, ConfigDict):
-        raise UsageError(f"--config: expected get_config() of {path} to return a ConfigDict, got {values!r}")
+    return values
+
+
+def _fill(given: Any) -> ConfigDict:
+    """The defaults with the values given written over them; types are checked, unknown names kept for later."""
+    if not isinstance(given, ConfigDict):
+        raise UsageError(f"--config: expected get_config() to return a ConfigDict, got {given!r}")
+    values = to_config_dict(Config())
+    for name, section in given.items():
+        if name in values and isinstance(section, ConfigDict):
+            values[name].update(section)
+        else:
+            values[name] = section
     return values
 
 
@@ -122,21 +138,21 @@ def _import(path: str) -> ModuleType:
 
 def _override(values: ConfigDict, argv: list[str]) -> ConfigDict:
     """The values with the command line's `--config.section.field=value` written over them."""
-    known: dict[str, Any] = {name: field.type for name, field, _ in _settings(Config())}
     for argument in argv[1:]:
-        if match := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            _check_known(match[1], known)
+        match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if match and match[1] not in FIELDS:
+            raise UsageError(f"--config.{match[1]}: unknown config field{_close(match[1])}")
     parsed = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", values, flag_values=parsed, sys_argv=argv)
         positional = parsed(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UsageError(f"--{error.flagname}: unknown flag{_close(error.flagname, known)}") from None
+        raise UsageError(f"--{error.flagname}: unknown flag{_close(error.flagname)}") from None
     except flags.IllegalFlagValueError as error:
         match = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error))
         if not match:
             raise UsageError(str(error)) from None
-        raise UsageError(f"{match[1]}: expected {known[match[1]].__name__}, got {match[2]!r}") from None
+        raise UsageError(f"{match[1]}: expected {FIELDS[match[1]].type.__name__}, got {match[2]!r}") from None
     except (flags.Error, KeyError, AttributeError) as error:
         raise UsageError(str(error)) from None
     if positional:
@@ -144,41 +160,31 @@ def _override(values: ConfigDict, argv: list[str]) -> ConfigDict:
     return parsed.config
 
 
-def _check_known(field: str, known: dict[str, Any]) -> None:
-    if field not in known:
-        raise UsageError(f"--config.{field}: unknown config field{_close(field, known)}")
-
-
-def _close(name: str, known: dict[str, Any]) -> str:
+def _close(name: str) -> str:
     """What may have been meant by a mistyped flag or config field."""
-    last_names = {full.split(".")[-1]: full for full in known}
-    matches = difflib.get_close_matches(name, known, cutoff=0.7)
+    last_names = {full.split(".")[-1]: full for full in FIELDS}
+    matches = difflib.get_close_matches(name, FIELDS, cutoff=0.7)
     matches += [last_names[last] for last in difflib.get_close_matches(name.split(".")[-1], last_names, cutoff=0.7)]
     unique = list(dict.fromkeys(f"--config.{match}" for match in matches))
     return f", close to {', '.join(unique)}" if unique else " (see --help)"
 
 
-def _settings(config: Config) -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:
-    """Name, field and value of every setting."""
-    for section in dataclasses.fields(config):
-        settings = getattr(config, section.name)
-        for field in dataclasses.fields(settings):
-            yield f"{section.name}.{field.name}", field, getattr(settings, field.name)
-
-
-def _print_help(description: str, config_file: str, config: Config) -> None:
+def _print_help(description: str, config_file: str, values: ConfigDict) -> None:
     """Every setting by section: name, its value in the config file, meaning."""
     console = Console(highlight=False)
     console.width = min(max(console.width, 80), 120)
     console.print(Text(f"{description.strip()}\n\nSettings, with their values in {config_file}:"))
-    for name, settings in itertools.groupby(_settings(config), key=lambda setting: setting[0].split(".")[0]):
+    for section in dataclasses.fields(Config):
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, min_width=16)
         table.add_column(min_width=10, max_width=24, overflow="fold")
         table.add_column()
-        for full_name, field, value in settings:
+        for field in dataclasses.fields(getattr(Config(), section.name)):
+            value = values[section.name][field.name]
             choices = ", ".join(field.metadata["choices"])
             meaning = field.metadata["help"] + (f" [{choices}]" if choices else "")
-            table.add_row(*map(Text, (full_name.split(".")[1], str(value) if value != "" else '""', meaning)))
-        console.print(Text(f"\n--config.{name}.*  {type(getattr(config, name)).__doc__}", style="bold"))
+            table.add_row(*map(Text, (field.name, str(value) if value != "" else '""', meaning)))
+        console.print(
+            Text(f"\n--config.{section.name}.*  {type(getattr(Config(), section.name)).__doc__}", style="bold")
+        )
         console.print(Padding(table, (0, 0, 0, 2)))

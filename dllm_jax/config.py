@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from dllm_jax.errors import UsageError
 
-POLICIES = ("low_confidence", "random")
-CACHES = ("none",)
+POLICIES = ("low_confidence", "random", "threshold", "factor")
+CACHES = ("none", "prefix", "dual")
 STOPS = ("none",)
 T = TypeVar("T")
 
@@ -102,6 +102,20 @@ class DecodeSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class ThresholdSettings:
+    """The policy `threshold` (Fast-dLLM)."""
+
+    value: float = setting(0.9, "commit every position at least this confident, and always the most confident one")
+
+
+@dataclasses.dataclass(frozen=True)
+class FactorSettings:
+    """The policy `factor` (Fast-dLLM)."""
+
+    value: float = setting(1.0, "commit the n most confident positions while (n + 1) * (1 - confidence) <= this")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run."""
 
@@ -111,6 +125,8 @@ class Config:
     output: OutputSettings = dataclasses.field(default_factory=OutputSettings)
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
     decode: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
+    threshold: ThresholdSettings = dataclasses.field(default_factory=ThresholdSettings)
+    factor: FactorSettings = dataclasses.field(default_factory=FactorSettings)
 
 
 def to_config_dict(config: Config) -> ConfigDict:
@@ -176,6 +192,8 @@ def validate(config: Config) -> None:
     for name in MeshSettings.__dataclass_fields__:
         _at_least(f"mesh.{name}", getattr(config.mesh, name), 0)
     _validate_decode(config.decode)
+    _at_least("threshold.value", config.threshold.value, 0)
+    _at_least("factor.value", config.factor.value, 0)
 
 
 def _validate_decode(decode: DecodeSettings) -> None:

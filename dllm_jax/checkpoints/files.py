@@ -92,15 +92,15 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         UsageError: `target` exists and may not be replaced, or its parent cannot be written to.
     """
     if target.exists() and not overwrite:
-        raise UsageError(f"target: expected a folder that does not exist (or overwrite), got {target}")
+        raise UsageError(f"--target: expected a folder that does not exist, or --overwrite, got {target}")
     if target.exists() and not (target / "config.json").is_file():
-        raise UsageError(f"target: expected a checkpoint folder to overwrite, got {target} without a config.json")
+        raise UsageError(f"--target: expected a checkpoint folder to overwrite, got {target} without a config.json")
     suffix = uuid.uuid4().hex[:8]
     temporary, old = (target.with_name(f"{target.name}.{kind}-{suffix}") for kind in ("partial", "old"))
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise UsageError(f"target: expected a place to write {target}, got {error.strerror}") from error
+        raise UsageError(f"--target: expected a place to write {target}, got {error.strerror}") from error
     try:
         yield temporary
         if target.exists():

@@ -1,7 +1,7 @@
 """Reads and writes Hugging Face folders (config.json + safetensors) without torch.
 
-Headers are read first, so every mistake in a checkpoint is reported before its gigabytes are touched; then one parameter
-at a time is assembled from memory-mapped tensors and sent to its devices.
+Headers are read first, so mistakes in a checkpoint are reported before its gigabytes are touched; then one parameter at a
+time is assembled from memory-mapped tensors and sent to its devices.
 """
 
 import json
@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dllm_jax.checkpoints import files, layout
 from dllm_jax.errors import UsageError
-from dllm_jax.mesh import state_shardings
 from dllm_jax.models import registry
 from dllm_jax.models.model import Model, abstract_model
 from dllm_jax.models.transformer import TransformerConfig
@@ -92,28 +90,6 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
     return unlisted | {name: headers[shard][name] for name, shard in weight_map.items()}
 
 
-def check_tensors(
-    folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], *, what: str = "tensors"
-) -> None:
-    """Compares names and shapes.
-
-    Raises:
-        UsageError: naming everything missing, unexpected and of the wrong shape.
-    """
-    problems = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "wrong shape": [
-            f"{name} (expected {list(shape)}, got {list(found[name])})"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ],
-    }
-    told = [f"{len(names)} {problem}: {files.abbreviate(names)}" for problem, names in problems.items() if names]
-    if told:
-        raise UsageError(f"{folder}: expected the {what} that config.json describes, got {'; '.join(told)}")
-
-
 def read_tensors(folder: Path, config: TransformerConfig) -> dict[str, list[Tensor]]:
     """Our parameter path -> its tensors, all present and of the right shape; no weights are read.
 
@@ -128,7 +104,7 @@ def read_tensors(folder: Path, config: TransformerConfig) -> dict[str, list[Tens
         for path, tensors in names.items()
         for name, shape in zip(tensors, layout.tensor_shapes(path, params[path].shape), strict=True)
     }
-    check_tensors(folder, expected, {name: tensor.shape for name, tensor in found.items()})
+    layout.check_shapes(folder, expected, {name: tensor.shape for name, tensor in found.items()})
     odd = [f"{name} ({tensor.dtype})" for name, tensor in found.items() if tensor.dtype not in DTYPES]
     if odd:
         raise UsageError(f"{folder}: expected tensors in {', '.join(DTYPES)}, got {files.abbreviate(odd)}")
@@ -138,7 +114,7 @@ def read_tensors(folder: Path, config: TransformerConfig) -> dict[str, list[Tens
 def stored_dtype(folder: Path, config: TransformerConfig) -> np.dtype:
     """The dtype that holds every tensor of a folder exactly: theirs, unless they differ."""
     tensors = read_tensors(folder, config)
-    return np.dtype(jax.numpy.result_type(*{DTYPES[t.dtype] for ts in tensors.values() for t in ts}))
+    return jnp.result_type(*{DTYPES[tensor.dtype] for group in tensors.values() for tensor in group})
 
 
 def read_params(
@@ -156,9 +132,59 @@ def read_params(
         UsageError: see `read_tensors`.
     """
     tensors = read_tensors(folder, config)
-    params = {}
+    params: dict[str, jax.Array] = {}
     for path in track(list(wanted)):
         mapped = [tensor.map() for tensor in tensors[path]]
         array = layout.fuse(path, mapped, shape=wanted[path].shape, dtype=wanted[path].dtype)
         params[path] = jax.make_array_from_callback(array.shape, wanted[path].sharding, array.__getitem__)
+        params[path].block_until_ready()  # or slow transfers would pile up in host memory
     return params
+
+
+def export_hf(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, track: Track = iter) -> None:
+    """Writes a model as a Hugging Face folder: safetensors, config.json and the tokenizer of the folder it came from.
+
+    Args:
+        model: from `load_model`; its weights are written in their dtype, at most one file of them in host memory.
+        target: an empty folder.
+        shard_bytes: a file holds no more than this, unless one parameter alone is larger.
+        track: wraps the parameters that are looped over, to show progress.
+
+    Raises:
+        UsageError: the model has random weights, hence no config.json to copy.
+    """
+    if not model.path:
+        raise UsageError("model: expected one that was loaded from a folder, got random weights without a config.json")
+    params, names = layout.flatten(model.params), registry.tensor_names(model.config)
+    shards = _shards({path: param.nbytes for path, param in params.items()}, shard_bytes)
+    files_by_last = {
+        paths[-1]: SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        for number, paths in enumerate(shards, 1)
+    }
+    tensors: dict[str, np.ndarray] = {}
+    weight_map: dict[str, str] = {}
+    for path in track(list(params)):
+        tensors |= zip(names[path], layout.split(path, np.asarray(params[path])), strict=True)
+        if path in files_by_last:
+            save_file(tensors, target / files_by_last[path], metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(tensors, files_by_last[path])
+            tensors = {}
+    if len(shards) > 1:
+        total = sum(param.nbytes for param in params.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    files.write_config(Path(model.path), target, dtype=model.dtype.name)
+    files.copy_companions(Path(model.path), target)
+
+
+def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """The parameters of every file: in order, as many as fit."""
+    shards: list[list[str]] = [[]]
+    room = limit
+    for path, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = limit
+        shards[-1].append(path)
+        room -= size
+    return shards

@@ -1,13 +1,17 @@
-"""Parameters by name, and how our fused ones and the tensors of a Hugging Face checkpoint correspond, in both directions.
+"""Parameters by name, and how our fused ones correspond to the tensors of a Hugging Face checkpoint, both ways.
 
 torch stores a Linear as [out, in]; ours are [in, out], with q, k, v and gate, up side by side (`models/layers.py`).
 """
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
+
+from dllm_jax.checkpoints.files import abbreviate
+from dllm_jax.errors import UsageError
 
 
 class Part(NamedTuple):
@@ -64,6 +68,26 @@ def fuse(path: str, tensors: list[np.ndarray], *, shape: tuple[int, ...], dtype:
 def split(path: str, array: np.ndarray) -> list[np.ndarray]:
     """The Hugging Face tensors of a parameter, contiguous."""
     return [np.ascontiguousarray(part.view.reshape(part.shape)) for part in parts(path, array)]
+
+
+def check_shapes(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    """Compares names and shapes.
+
+    Raises:
+        UsageError: naming everything missing, unexpected and of the wrong shape.
+    """
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "wrong shape": [
+            f"{name} (expected {list(shape)}, got {list(found[name])})"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    told = [f"{len(names)} {problem}: {abbreviate(names)}" for problem, names in problems.items() if names]
+    if told:
+        raise UsageError(f"{folder}: expected the tensors that config.json describes, got {'; '.join(told)}")
 
 
 def flatten(state: nnx.State) -> dict[str, Any]:

@@ -8,17 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dllm_jax.checkpoints import files, hf, layout
+from dllm_jax.checkpoints import files, hf, layout, store
+from dllm_jax.checkpoints.manifest import NAME as MANIFEST
+from dllm_jax.checkpoints.manifest import verify_folder
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh, state_shardings
 from dllm_jax.models.model import Model, abstract_model
+from dllm_jax.models.transformer import TransformerConfig
 
 ASSETS = Path(__file__).parent.parent / "assets"
+PARAMS = "params"  # the Orbax part of a converted folder
 DTYPES = ("auto", "keep", "float32", "bfloat16", "float16", "float64")
 
 
-def resolve(path: str | Path) -> Path:
+def resolve(path: str | Path, *, field: str = "model.path") -> Path:
     """The folder of a checkpoint given as a folder or as the name of a bundled one; an existing folder wins.
+
+    Args:
+        path: what the user gave.
+        field: the setting it came from, for the error.
 
     Raises:
         UsageError: neither.
@@ -27,14 +35,14 @@ def resolve(path: str | Path) -> Path:
         return Path(path)
     bundled = sorted(config.parent.name for config in ASSETS.glob("*/config.json"))
     if str(path) not in bundled:
-        raise UsageError(f"model.path: expected a folder or one of {', '.join(bundled)}, got {str(path)!r}")
+        raise UsageError(f"{field}: expected a folder or one of {', '.join(bundled)}, got {str(path)!r}")
     return ASSETS / path
 
 
 def load_model(
     path: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None, verify: bool = True, track: hf.Track = iter
 ) -> Model:
-    """Loads a checkpoint of any known family; no array is ever whole on a device that holds only a part of it.
+    """Loads a checkpoint of any known family; every device receives only its part of the weights.
 
     Args:
         path: a Hugging Face or converted folder, or the name of a bundled checkpoint.
@@ -47,27 +55,44 @@ def load_model(
         UsageError: no such checkpoint, a broken one, or an unknown dtype.
     """
     folder = resolve(path)
+    converted = (folder / PARAMS).exists() or (folder / MANIFEST).exists()
+    if converted:
+        verify_folder(folder, checksums=verify)
     config = files.read_config(folder)
     mesh = make_mesh(data=1) if mesh is None else mesh
     platform = mesh.devices.flat[0].platform
-    kind = _dtype(dtype, platform, folder, config)
+    if dtype == "keep":
+        kind = _stored_dtype(folder, config) if converted else hf.stored_dtype(folder, config)
+    else:
+        kind = _dtype(dtype, platform)
     if platform == "gpu" and kind.itemsize == 2:
         config = dataclasses.replace(config, attention_kernel="cudnn")
     graphdef, abstract = abstract_model(config, dtype=kind)
-    shardings = layout.flatten(state_shardings(abstract, mesh))
-    wanted = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
-        for path, leaf in layout.flatten(abstract).items()
-    }
-    params = hf.read_params(folder, config, wanted=wanted, track=track)
+    wanted = layout.flatten(jax.tree.map(_placed, abstract, state_shardings(abstract, mesh)))
+    if converted:
+        stored = store.stored_params(folder / PARAMS)
+        layout.check_shapes(folder, *({name: leaf.shape for name, leaf in tree.items()} for tree in (wanted, stored)))
+        params = store.restore_params(folder / PARAMS, wanted)
+    else:
+        params = hf.read_params(folder, config, wanted=wanted, track=track)
     return Model(config, graphdef, layout.unflatten(abstract, params), mesh, str(folder))
 
 
-def _dtype(name, platform, folder, config):
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _stored_dtype(folder: Path, config: TransformerConfig) -> np.dtype:
+    return jnp.result_type(*{leaf.dtype for leaf in store.stored_params(folder / PARAMS).values()})
+
+
+def _dtype(name: str, platform: str) -> np.dtype:
+    """The dtype a name stands for on a platform."""
     if name not in DTYPES:
         raise UsageError(f"model.dtype: expected one of {', '.join(DTYPES)}, got {name!r}")
-    if name == "keep":
-        return hf.stored_dtype(folder, config)
     if name == "auto":
         name = "float32" if platform == "cpu" else "bfloat16"
-    return jnp.dtype(name)
+    dtype = jnp.dtype(name)
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise UsageError(f"model.dtype: expected at most 32 bits unless jax_enable_x64 is set, got {name}")
+    return dtype

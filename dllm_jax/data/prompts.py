@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ class Prompt:
     prompt_ids: tuple[int, ...] | None = None  # tokens, used as they are
     task: str | None = None
     answer: str | None = None
+
+
+Check = Callable[[Prompt], object]
 
 
 @dataclasses.dataclass
@@ -71,12 +74,13 @@ def source(settings: InputSettings) -> str:
     return "input.prompt" if settings.prompt else settings.path or "built-in prompts"
 
 
-def read(settings: InputSettings, bad: BadLines) -> list[Prompt]:
+def read(settings: InputSettings, bad: BadLines, *, check: Check | None = None) -> list[Prompt]:
     """The prompts the settings ask for; blank lines are ignored.
 
     Args:
         settings: where from.
         bad: what happens with malformed lines.
+        check: raises `UsageError` for lines that are no good for other reasons.
 
     Raises:
         UsageError: the file cannot be read or is empty, or `bad` fails at a line.
@@ -91,9 +95,14 @@ def read(settings: InputSettings, bad: BadLines) -> list[Prompt]:
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     for index, (number, line) in enumerate(filled):
         with bad.line(number):
-            prompts.append(_prompt(_record(line), index=index, line=number))
+            prompt = _prompt(_record(line), index=index, line=number)
+            if check:
+                check(prompt)
+            prompts.append(prompt)
     if not filled:
         raise UsageError(f"input.path: expected at least one line of JSON, got an empty file {settings.path!r}")
+    if not prompts:
+        bad.report(good=0)
     return prompts
 
 

@@ -1,7 +1,7 @@
 """The built-in tasks: the distribution the bundled models were trained on, and its held-out samples.
 
-Word problems need a chain of calculations, which the answer spells out. Copy, reverse and sort have one right answer, so
-their tokens may be committed in any order. In shuffle every position is uncertain and no word may come twice, so
+Word problems need a chain of calculations, which the answer spells out. Copy, reverse and sort have one right answer,
+so their tokens may be committed in any order. In shuffle every position is uncertain and no word may come twice, so
 committing dependent positions together must fail. `dllm_jax/evals/scorers.py` says what counts as correct.
 """
 

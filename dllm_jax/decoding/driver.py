@@ -7,18 +7,21 @@ loop of cheaper forwards until the cache is stale.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from dllm_jax.decoding import canvas
+from dllm_jax.decoding import caching, canvas
+from dllm_jax.decoding.caching import StepWidths
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.policies.base import CommitPolicy, View
 from dllm_jax.decoding.prediction import Sampler, predict_slots
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
+from dllm_jax.models.cache import Cache
 from dllm_jax.models.transformer import Transformer
 
 
@@ -38,25 +41,59 @@ class Engine:
     sampler: Sampler
     noise: Noise
     geometry: Geometry
+    step_widths: StepWidths  # the cache strategy
     mask_id: int
+    block_limit: Int[Array, ""] | None = None  # forwards a block may take; None: as many as its policy wants
 
     def start(self, state: DecodeState) -> Carry:
         """The carry before the first forward."""
         return Carry(state, self.policy.init(state, self.geometry))
 
-    def full_step(self, carry: Carry) -> Carry:
-        """One iteration with a forward of the whole canvas; logits only for the open block of every row."""
+    def full_step(self, carry: Carry, *, length: int) -> tuple[Carry, Cache]:
+        """One iteration with a forward of the canvas; logits only for the open block of every row.
+
+        Args:
+            carry: state before the step; no live row ends behind `length`.
+            length: columns that run, static.
+
+        Returns:
+            The state after the step, and the keys and values of those columns.
+        """
         state, geometry = carry.state, self.geometry
-        start_B = geometry.block_start(state.block_B)
-        tokens_BL = self._guided_pair(state.tokens_BL[:, : geometry.length])
-        copies = tokens_BL.shape[0] // state.tokens_BL.shape[0]
-        positions_BL = canvas.positions(jnp.arange(geometry.length), state.pad_B)
-        mask = canvas.key_mask(state.pad_B, state.end_B, columns=geometry.length)
-        hidden_BLD, _ = self.model(
-            tokens_BL, jnp.tile(positions_BL, (copies, 1)), mask=jnp.tile(mask, (copies, 1, 1, 1))
-        )
-        hidden_BQD = take_columns(hidden_BLD, jnp.tile(start_B, copies), width=geometry.block_length)
-        return self.step(carry, hidden_BQD, start_B, state.live_B)
+        hidden, cache = self._forward(state, jnp.int32(0), width=length, keys=length)
+        if self.block_limit is None:
+            start_B, slots = geometry.block_start(state.block_B), geometry.block_length
+        else:  # blocks that ran out of forwards may have left masks behind, which compete again
+            start_B, slots = jnp.full_like(state.block_B, geometry.prompt_length), geometry.gen_length
+        hidden = jnp.pad(hidden, ((0, 0), (0, geometry.columns - length), (0, 0)))
+        hidden = take_columns(hidden, self._paired(start_B), width=slots)
+        return self.step(carry, hidden, start_B, state.live_B), cache
+
+    def cached_step(self, carry: Carry, cache: Cache, block: Int[Array, ""], *, width: int) -> tuple[Carry, Cache]:
+        """One iteration of the rows in `block` with a forward of `width` columns from its start, updating the cache."""
+        state = carry.state
+        start = self.geometry.block_start(block)
+        hidden, cache = self._forward(state, start, width=width, keys=cache[0].k.shape[1], cache=cache)
+        slots = hidden[:, : self.geometry.block_length]
+        start_B = jnp.full_like(state.block_B, start)
+        return self.step(carry, slots, start_B, in_block(state, block)), cache
+
+    def _forward(
+        self, state: DecodeState, start: Int[Array, ""], *, width: int, keys: int, cache: Cache | None = None
+    ) -> tuple[Float[Array, "rows T D"], Cache]:
+        """The model on the columns [start, start + width) of every row (twice the rows under guidance)."""
+        tokens_BT = jax.lax.dynamic_slice_in_dim(state.tokens_BL, start, width, axis=1)
+        columns_T = start + jnp.arange(width)
+        if self.sampler.guided:
+            is_prompt_1T = (columns_T < self.geometry.prompt_length)[None, :]
+            tokens_BT = jnp.concatenate([tokens_BT, jnp.where(is_prompt_1T, self.mask_id, tokens_BT)])
+        positions_BT = self._paired(canvas.positions(columns_T, state.pad_B))
+        mask = self._paired(canvas.key_mask(state.pad_B, state.end_B, columns=keys))
+        return self.model(tokens_BT, positions_BT, mask=mask, cache=cache, start=start)
+
+    def _paired(self, x: Array) -> Array:
+        """Under guidance, x twice along the batch: for the canvases and for their promptless copies."""
+        return jnp.concatenate([x, x]) if self.sampler.guided else x
 
     def step(
         self, carry: Carry, hidden_BQD: Float[Array, "rows Q D"], start_B: Int[Array, "B"], active_B: Bool[Array, "B"]
@@ -75,7 +112,7 @@ class Engine:
         columns_BQ = start_B[:, None] + jnp.arange(slots)[None, :]
         view = View(
             position_BQ=columns_BQ - self.geometry.prompt_length,
-            open_BQ=(tokens_BQ == self.mask_id) & (columns_BQ < state.end_B[:, None]),
+            open_BQ=(tokens_BQ == self.mask_id) & (columns_BQ < self._block_end(state)[:, None]),
             row_B=state.row_B,
             nfe_B=state.nfe_B,
             block_nfe_B=state.block_nfe_B,
@@ -84,10 +121,11 @@ class Engine:
         commit = self.policy.commit(rows, prediction, view, self.noise)
         mask_BQ = commit.mask_BQ & view.open_BQ & active_B[:, None]
         step_BQ = take_columns(state.commit_step_BL, start_B, width=slots)
-        leave_B = commit.leave_B & active_B
+        tokens_BL = put_columns(state.tokens_BL, jnp.where(mask_BQ, commit.token_BQ, tokens_BQ), start_B)
+        leave_B = active_B & (commit.leave_B | self._cut_short(state, tokens_BL))
         block_B = state.block_B + leave_B
         state = state.replace(
-            tokens_BL=put_columns(state.tokens_BL, jnp.where(mask_BQ, commit.token_BQ, tokens_BQ), start_B),
+            tokens_BL=tokens_BL,
             commit_step_BL=put_columns(
                 state.commit_step_BL, jnp.where(mask_BQ, state.nfe_B[:, None] + 1, step_BQ), start_B
             ),
@@ -99,12 +137,20 @@ class Engine:
         )
         return Carry(state, freeze(commit.rows, rows, active_B))
 
-    def _guided_pair(self, tokens_BL: Int[Array, "B L"]) -> Int[Array, "rows L"]:
-        """Under guidance, the canvases and behind them the same with the prompt masked."""
-        if not self.sampler.guided:
-            return tokens_BL
-        is_prompt_1L = jnp.arange(tokens_BL.shape[1])[None, :] < self.geometry.prompt_length
-        return jnp.concatenate([tokens_BL, jnp.where(is_prompt_1L, self.mask_id, tokens_BL)])
+    def _block_end(self, state: DecodeState) -> Int[Array, "B"]:
+        """One past the last column of every row's block."""
+        return jnp.minimum(self.geometry.block_start(state.block_B + 1), state.end_B)
+
+    def _cut_short(self, state: DecodeState, tokens_BL: Int[Array, "B L"]) -> Bool[Array, "B"]:
+        """Rows that must leave their block because its forwards are used up, or it alone is full (earlier ones may not be)."""
+        if self.block_limit is None:
+            return jnp.zeros_like(state.live_B)
+        columns_1L = jnp.arange(tokens_BL.shape[1])[None, :]
+        in_block_BL = (columns_1L >= self.geometry.block_start(state.block_B)[:, None]) & (
+            columns_1L < self._block_end(state)[:, None]
+        )
+        full_B = ~((tokens_BL == self.mask_id) & in_block_BL).any(axis=1)
+        return full_B | (state.block_nfe_B + 1 >= self.block_limit)
 
     def _gumbel(self, view: View) -> Float[Array, "B Q V"] | None:
         if not self.sampler.stochastic:
@@ -113,10 +159,56 @@ class Engine:
         return self.noise.gumbel(view.row_B, view.nfe_B, view.position_BQ, vocab_size=vocab_size)
 
 
-def decode(engine: Engine, state: DecodeState) -> DecodeState:
-    """Runs a batch to its end as one `lax.while_loop`; to be called under jit."""
-    carry = jax.lax.while_loop(lambda c: c.state.live_B.any(), engine.full_step, engine.start(state))
-    return carry.state
+def decode(engine: Engine, state: DecodeState, *, canvases: tuple[Geometry, ...]) -> DecodeState:
+    """Runs a batch to its end as one `lax.while_loop`; to be called under jit.
+
+    Args:
+        engine: what decodes.
+        state: where it starts.
+        canvases: the engine's canvas, and shorter ones behind it: every trip of the outer loop runs on the shortest that
+            holds all live rows. More than one pays only if rows can end early.
+    """
+
+    def run_on(canvas: Geometry) -> Callable[[Carry], Carry]:
+        return lambda carry: _run_block(engine, carry, canvas)
+
+    def trip(carry: Carry) -> Carry:
+        end = jnp.max(jnp.where(carry.state.live_B, carry.state.end_B, 0))
+        shortest = jnp.sum(jnp.array([canvas.length for canvas in canvases]) >= end) - 1
+        return jax.lax.switch(shortest, [run_on(canvas) for canvas in canvases], carry)
+
+    return jax.lax.while_loop(lambda carry: carry.state.live_B.any(), trip, engine.start(state)).state
+
+
+def _run_block(engine: Engine, carry: Carry, canvas: Geometry) -> Carry:
+    """A trip of the outer loop: a full forward, then cached steps until every live row has left the block."""
+    block = current_block(carry.state)
+    carry, cache = engine.full_step(carry, length=canvas.length)
+    widths = engine.step_widths(canvas)
+    if not widths:
+        return carry
+    spare = caching.needed_columns(widths, canvas) - canvas.length
+    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, spare), (0, 0), (0, 0))), cache)
+
+    def cached_steps(width: int) -> Callable[[Carry, Cache], Carry]:
+        def body(loop: tuple[Carry, Cache]) -> tuple[Carry, Cache]:
+            return engine.cached_step(*loop, block, width=width)
+
+        return lambda *loop: jax.lax.while_loop(lambda loop: in_block(loop[0].state, block).any(), body, loop)[0]
+
+    choices = sorted(set(widths))
+    chosen = jnp.array([choices.index(width) for width in widths])[block]
+    return jax.lax.switch(chosen, [cached_steps(width) for width in choices], carry, cache)
+
+
+def in_block(state: DecodeState, block: Int[Array, ""]) -> Bool[Array, "B"]:
+    """The live rows that decode this block."""
+    return state.live_B & (state.block_B == block)
+
+
+def current_block(state: DecodeState) -> Int[Array, ""]:
+    """The block that the live rows of a batch decode together, with a cache."""
+    return jnp.min(jnp.where(state.live_B, state.block_B, jnp.iinfo(jnp.int32).max))
 
 
 def take_columns(x: Array, start_B: Int[Array, "B"], *, width: int) -> Array:

@@ -1,6 +1,7 @@
 """Prompts in, `DecodeResult` out: the host side of decoding."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +12,7 @@ from flax import nnx
 
 from dllm_jax import mesh as meshes
 from dllm_jax.config import Config, block_schedule, validate
+from dllm_jax.decoding import caching
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
 from dllm_jax.decoding.driver import Engine, decode
 from dllm_jax.decoding.policies.base import CommitPolicy
@@ -22,7 +24,7 @@ from dllm_jax.errors import UsageError
 from dllm_jax.models.model import Model
 
 
-@jax.jit(static_argnames=("geometry", "mask_id"))
+@jax.jit(static_argnames=("cache", "canvases", "mask_id"))
 def decode_program(
     graphdef: nnx.GraphDef,
     params: nnx.State,
@@ -31,15 +33,17 @@ def decode_program(
     policy: CommitPolicy,
     sampler: Sampler,
     noise: Noise,
-    geometry: Geometry,
+    block_limit: jax.Array | None,
+    cache: str,
+    canvases: tuple[Geometry, ...],
     mask_id: int,
 ) -> DecodeState:
-    """The whole generation of a batch as one compiled program."""
+    """The whole generation of a batch as one compiled program; see `Engine` and `driver.decode`."""
     engine = Engine(
-        model=nnx.merge(graphdef, params), policy=policy, sampler=sampler, noise=noise, geometry=geometry,
-        mask_id=mask_id,
+        model=nnx.merge(graphdef, params), policy=policy, sampler=sampler, noise=noise, geometry=canvases[0],
+        step_widths=caching.STEP_WIDTHS[cache], mask_id=mask_id, block_limit=block_limit,
     )  # fmt: skip
-    return decode(engine, state)
+    return decode(engine, state, canvases=canvases)
 
 
 class Decoder:
@@ -61,7 +65,11 @@ class Decoder:
         self.model, self.config = model, config
         self.eot_id = model.config.eot_id if eot_id is None else eot_id
         self.mask_id: int = model.config.mask_id
-        self.block_length, _ = block_schedule(config.decode)
+        self.block_length, steps = block_schedule(config.decode)
+        steps_per_block = steps // (config.decode.gen_length // self.block_length)
+        # The released dual-cache loop stops after the scheduled forwards even when a policy left masks in the block.
+        limited = config.decode.compat == "reference" and config.decode.cache == "dual"
+        self.block_limit = jnp.int32(steps_per_block) if limited else None
         self.noise: Noise = KeyedNoise(jax.random.key(config.decode.seed))
         self.policy = build_policy(config)
         self.sampler = Sampler.from_settings(config.decode, model.config, eot_id=self.eot_id)
@@ -110,12 +118,15 @@ class Decoder:
         geometry = self._geometry(max(map(len, prompts)))
         state = self._start(prompts, range(len(prompts)) if rows is None else rows, geometry)
         arguments = (self.model.graphdef, self.model.params, state)
-        parts = dict(policy=self.policy, sampler=self.sampler, noise=self.noise)
+        parts = dict(
+            policy=self.policy, sampler=self.sampler, noise=self.noise, block_limit=self.block_limit,
+            cache=self.config.decode.cache, canvases=(geometry,), mask_id=self.mask_id,
+        )  # fmt: skip
         with self._precision():
             begin, compiled_before = time.perf_counter(), _Compilations.count
-            decode_program.lower(*arguments, **parts, geometry=geometry, mask_id=self.mask_id).compile()
+            decode_program.lower(*arguments, **parts).compile()
             compiled = time.perf_counter()
-            final = decode_program(*arguments, **parts, geometry=geometry, mask_id=self.mask_id)
+            final = decode_program(*arguments, **parts)
             final = jax.device_get(final)
         timing = Timing(
             compile_seconds=compiled - begin,
@@ -128,11 +139,13 @@ class Decoder:
         return bucketed_prompt_length(longest, self.config.decode.gen_length, multiple=self.length_multiple)
 
     def _geometry(self, longest: int) -> Geometry:
-        return Geometry(
+        geometry = Geometry(
             prompt_length=self._prompt_length(longest),
             gen_length=self.config.decode.gen_length,
             block_length=self.block_length,
         )
+        widths = caching.STEP_WIDTHS[self.config.decode.cache](geometry)
+        return dataclasses.replace(geometry, slack=caching.needed_columns(widths, geometry) - geometry.length)
 
     def _start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], geometry: Geometry) -> DecodeState:
         """The state of a batch on the mesh; idle rows repeat the first prompt."""

@@ -1,7 +1,7 @@
 """Text to tokens and back, on the host only. Tokenizers are read from local folders; their code is never run."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
@@ -48,7 +48,7 @@ class TextCodec:
         template = self.tokenizer.chat_template is not None and self.chat_template != "off"
         if prompt.messages is not None and not template:
             raise UsageError("messages: expected a tokenizer with a chat template and tokenizer.chat_template not off")
-        messages = [{"role": "user", "content": prompt.text}] if prompt.messages is None else list(prompt.messages)
+        messages = prompt.messages or [{"role": "user", "content": prompt.text}]
         text = self._render(messages) if template else prompt.text
         return self.tokenizer.encode(text, add_special_tokens=False)
 
@@ -56,7 +56,7 @@ class TextCodec:
         """The text of tokens, special tokens left out."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, str | None]]) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True, return_dict=False

@@ -1,21 +1,21 @@
 """Monte-Carlo log-likelihood of an answer under LLaDA (arXiv 2502.09992, section 2.4; its `get_log_likelihood.py`).
 
-A diffusion model bounds log p(answer | prompt) from below: mask l of the A answer tokens, sum the log-probabilities of the
-masked ones, weight the sum by A / l, and average over l and the choice of positions.
+A diffusion model bounds log p(answer | prompt) from below: mask l of the A answer tokens, sum the log-probabilities of
+the masked ones, weight the sum by A / l, and average over l and the choice of positions.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.errors import UsageError
-from dllm_jax.mesh import batch_multiple, batch_sharding
+from dllm_jax.mesh import batch_multiple, batch_shardings
 from dllm_jax.models.layers import wide
 from dllm_jax.models.model import Model
 
@@ -27,8 +27,8 @@ def perturb(
 ) -> tuple[Int[np.ndarray, "B L"], Float[np.ndarray, "B"]]:
     """Draws a batch of prompt ++ answer with masked answer tokens.
 
-    The mask counts are a stratified ramp: the first is uniform in 1..A, the others follow at steps of A / batch_size and
-    wrap around, so that every batch covers small and large counts evenly.
+    The mask counts are a stratified ramp: the first is uniform in 1..A, the others follow at steps of A / batch_size
+    and wrap around, so that every batch covers small and large counts evenly.
 
     Args:
         rng: source of the draws.
@@ -71,17 +71,22 @@ def per_sample_loss(
     Raises:
         UsageError: the model is of another family.
     """
-    if model.config.family != "llada":
-        raise UsageError(f"model.path: expected a LLaDA model for likelihoods, got family {model.config.family!r}")
     batch_size, length = perturbed_BL.shape
     padding = -length % LENGTH_MULTIPLE
-    split = batch_size % batch_multiple(model.mesh) == 0
-    sharding = batch_sharding(model.mesh) if split else NamedSharding(model.mesh, PartitionSpec())
-    tokens_BL, p_mask_B = jax.device_put((np.pad(perturbed_BL, ((0, 0), (0, padding))), p_mask_B), sharding)
+    batch: Any = (np.pad(perturbed_BL, ((0, 0), (0, padding))), p_mask_B)
+    if batch_size % batch_multiple(model.mesh) == 0:
+        batch = jax.device_put(batch, batch_shardings(batch, model.mesh))
     return _losses(
-        model.graphdef, model.params, tokens_BL, p_mask_B, np.pad(target_L, (0, padding)),
-        prompt_length, length, cfg_scale, guided=cfg_scale > 0,
+        model.graphdef, model.params, *batch, np.pad(target_L, (0, padding)),
+        _mask_id(model), prompt_length, length, cfg_scale, guided=cfg_scale > 0,
     )  # fmt: skip
+
+
+def _mask_id(model: Model) -> int:
+    """The mask token, of the one family whose likelihood is defined here (others shift their logits or are causal)."""
+    if model.config.family != "llada" or model.config.mask_id is None:
+        raise UsageError(f"model.path: expected a LLaDA model for likelihoods, got a {model.config.family} model")
+    return model.config.mask_id
 
 
 @jax.jit(static_argnames=("guided",))
@@ -91,15 +96,16 @@ def _losses(
     tokens_BL: Int[Array, "B L"],
     p_mask_B: Float[Array, "B"],
     target_L: Int[Array, "L"],
+    mask_id: Int[Array, ""],
     prompt_length: Int[Array, ""],
     length: Int[Array, ""],
     cfg_scale: Float[Array, ""],
     *,
     guided: bool,
 ) -> Float[Array, "B"]:
-    """`per_sample_loss` on canvases padded to a multiple of LENGTH_MULTIPLE; logits exist for so many columns at a time."""
+    """`per_sample_loss` on padded canvases; logits exist for LENGTH_MULTIPLE columns at a time."""
     module = nnx.merge(graphdef, params)
-    mask_id, column_L = module.config.mask_id, jnp.arange(tokens_BL.shape[1])
+    column_L = jnp.arange(tokens_BL.shape[1])
     in_prompt_L, real_L = column_L < prompt_length, column_L < length
     masked_BL = (tokens_BL == mask_id) & (real_L & ~in_prompt_L)[None, :]
     canvases_NL = tokens_BL
@@ -158,9 +164,9 @@ def log_likelihood(
         seed: of the draws.
 
     Raises:
-        UsageError: an empty answer, too many tokens for the model, or an mc_num that batch_size does not divide.
+        UsageError: not a LLaDA model, an empty answer, too many tokens, or an mc_num that batch_size does not divide.
     """
-    total, longest = len(prompt) + len(answer), model.config.max_length
+    mask_id, total, longest = _mask_id(model), len(prompt) + len(answer), model.config.max_length
     if not answer:
         raise UsageError("answer: expected at least one token, got none")
     if total > longest:
@@ -170,9 +176,7 @@ def log_likelihood(
     rng, target_L = np.random.default_rng(seed), np.asarray([*prompt, *answer], dtype=np.int32)
     losses = []
     for _ in range(mc_num // batch_size):
-        perturbed_BL, p_mask_B = perturb(
-            rng, prompt, answer=answer, batch_size=batch_size, mask_id=model.config.mask_id
-        )
+        perturbed_BL, p_mask_B = perturb(rng, prompt, answer=answer, batch_size=batch_size, mask_id=mask_id)
         losses.append(
             per_sample_loss(
                 model, perturbed_BL, p_mask_B=p_mask_B, target_L=target_L,

@@ -38,19 +38,18 @@ SCORERS: dict[str, Scorer] = {
 }
 
 
-def find_scorer(task: object, answer: object, *, where: str) -> Scorer:
+def find_scorer(task: str | None, answer: str | None) -> Scorer:
     """The scorer of a sample, checked before anything is decoded.
 
     Args:
         task: the sample's task.
         answer: its reference answer.
-        where: which sample this is, for the message ("input line 3").
 
     Raises:
         UsageError: nobody knows how to score the task, or the reference would not pass its own test.
     """
-    if not isinstance(task, str) or task not in SCORERS:
-        raise UsageError(f"{where}, field task: expected one of {', '.join(SCORERS)}, got {task!r}")
-    if not isinstance(answer, str) or not SCORERS[task](answer, answer):
-        raise UsageError(f"{where}, field answer: expected the text of a {task} answer, got {answer!r}")
+    if task not in SCORERS:
+        raise UsageError(f"task: expected one of {', '.join(SCORERS)}, got {task!r}")
+    if answer is None or not SCORERS[task](answer, answer):
+        raise UsageError(f"answer: expected the text of a {task} answer, got {answer!r}")
     return SCORERS[task]

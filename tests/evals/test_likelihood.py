@@ -1,5 +1,7 @@
 """LLaDA's `get_log_likelihood.py`, recorded in goldens/F_loglikelihood, and the properties of the random masks."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -23,39 +25,40 @@ def model():
     return load("llada-tiny")
 
 
-def losses(model, golden, *, cfg_scale=0.0):
+def losses(model, recorded, *, cfg_scale=0.0):
     return np.stack([
         likelihood.per_sample_loss(
             model,
             perturbed_BL.astype(np.int32),
             p_mask_B=p_mask_B,
-            target_L=np.concatenate([golden["prompt"], golden["answer"]]),
-            prompt_length=len(golden["prompt"]),
+            target_L=np.concatenate([recorded["prompt"], recorded["answer"]]),
+            prompt_length=len(recorded["prompt"]),
             cfg_scale=cfg_scale,
         )
-        for perturbed_BL, p_mask_B in zip(golden["perturbed"], golden["p_mask"], strict=True)
+        for perturbed_BL, p_mask_B in zip(recorded["perturbed"], recorded["p_mask"], strict=True)
     ])  # fmt: skip
 
 
 @pytest.mark.parametrize("case", cases("F_loglikelihood"), ids=lambda case: case.name)
-def test_reference(case, monkeypatch):
-    golden, args, model = case.arrays, case.args, load(case.checkpoint.name)
-    got = losses(model, golden, cfg_scale=args["cfg_scale"])
-    np.testing.assert_allclose(got, golden["per_sample_loss"], rtol=1e-4)
-    np.testing.assert_allclose(got.mean(axis=1), golden["iteration_loss"], rtol=1e-4)
-    draws = iter(zip(golden["perturbed"].astype(np.int32), golden["p_mask"], strict=True))
+def test_reference(case, golden, monkeypatch):
+    recorded, args, model = case.arrays, case.args, load(case.checkpoint.name)
+    got = losses(model, recorded, cfg_scale=args["cfg_scale"])
+    np.testing.assert_allclose(got, recorded["per_sample_loss"], rtol=1e-4)
+    np.testing.assert_allclose(got.mean(axis=1), recorded["iteration_loss"], rtol=1e-4)
+    draws = iter(zip(recorded["perturbed"].astype(np.int32), recorded["p_mask"], strict=True))
     monkeypatch.setattr(likelihood, "perturb", lambda *args, **kwargs: next(draws))
     value = likelihood.log_likelihood(
-        model, golden["prompt"].tolist(), golden["answer"].tolist(), seed=0,
+        model, recorded["prompt"].tolist(), recorded["answer"].tolist(), seed=0,
         mc_num=args["mc_num"], batch_size=args["batch_size"], cfg_scale=args["cfg_scale"],
     )  # fmt: skip
-    assert value == pytest.approx(float(golden["log_likelihood"]), rel=1e-4)
+    assert value == pytest.approx(float(recorded["log_likelihood"]), rel=1e-4)
+    golden(case)
 
 
 def test_losses_do_not_depend_on_the_mesh(model):
-    golden = dict(np.load(GOLDENS / "F_loglikelihood" / "mc64_b8.npz"))
-    sharded = losses(load("llada-tiny", data=4, tensor=2), golden)
-    np.testing.assert_allclose(sharded, losses(model, golden), rtol=1e-5)
+    recorded = cases("F_loglikelihood")[-1].arrays
+    sharded = losses(load("llada-tiny", data=4, tensor=2), recorded)
+    np.testing.assert_allclose(sharded, losses(model, recorded), rtol=1e-5)
 
 
 def test_canvases_longer_than_one_slice_of_logits(model):
@@ -129,3 +132,9 @@ def test_refusals(model, changes, message):
     arguments = {"prompt": [1], "answer": [2], "mc_num": 6, "batch_size": 3, "cfg_scale": 0.0, "seed": 0} | changes
     with pytest.raises(UsageError, match=message):
         likelihood.log_likelihood(model, **arguments)
+
+
+def test_other_families_are_refused(model):
+    other = dataclasses.replace(model, config=dataclasses.replace(model.config, family="dream"))
+    with pytest.raises(UsageError, match=r"model.path: expected a LLaDA model for likelihoods, got a dream model"):
+        likelihood.log_likelihood(other, [1], [2], mc_num=1, batch_size=1, cfg_scale=0.0, seed=0)

@@ -5,11 +5,23 @@ import jax.numpy as jnp
 from dllm_jax.config import Config, block_schedule
 from dllm_jax.decoding.policies.base import CommitPolicy
 from dllm_jax.decoding.policies.confidence import Scheduled
+from dllm_jax.decoding.policies.threshold import Factor, Threshold
 
 
 def build_policy(config: Config) -> CommitPolicy:
-    """The policy that `decode.policy` names."""
+    """The policy that `decode.policy` names.
+
+    Raises:
+        ValueError: an unknown name (`config.validate` refuses it earlier).
+    """
     decode = config.decode
     block_length, steps = block_schedule(decode)
-    steps_per_block = jnp.int32(steps // (decode.gen_length // block_length))
-    return Scheduled(steps_per_block=steps_per_block, shuffled=decode.policy == "random")
+    match decode.policy:
+        case "low_confidence" | "random":
+            steps_per_block = jnp.int32(steps // (decode.gen_length // block_length))
+            return Scheduled(steps_per_block=steps_per_block, shuffled=decode.policy == "random")
+        case "threshold":
+            return Threshold(value=jnp.float32(config.threshold.value))
+        case "factor":
+            return Factor(value=jnp.float32(config.factor.value))
+    raise ValueError(f"no policy {decode.policy!r}")

@@ -1,0 +1,62 @@
+"""Decodes prompts with a diffusion language model.
+
+usage: python -m decode.run [--config=FILE] [--config.SECTION.FIELD=VALUE ...]
+
+  python -m decode.run --config=configs/vanilla.py
+  python -m decode.run --config.input.prompt="Sort the list: oak, fern, duck." --config.decode.gen_length=64
+  python -m decode.run --config.model.path=LLaDA-8B-Instruct --config.input.path=in.jsonl --config.output.path=out.jsonl
+
+Results go to output.path, one JSON object per line in input order, and metrics to the same name + .metrics.json. A run
+that was cut off continues where it stopped when started again. Without output.path results are printed: a table on a
+terminal, else the JSON lines on stdout and a summary on stderr.
+"""
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dllm_jax import cli
+from dllm_jax.config import Config
+
+if TYPE_CHECKING:
+    from dllm_jax.data.outputs import Row
+    from dllm_jax.data.prompts import Prompt
+
+
+def main(config: Config) -> None:
+    """Decodes all prompts and writes or prints the results."""
+    from dllm_jax import jobs  # imports JAX: only after the flags are parsed
+
+    job = jobs.prepare(config)
+    result = jobs.decode(job)
+    summary = jobs.summary(jobs.finish(job, result, scores={}))
+    if config.output.path:
+        print(f"{summary}\nresults in {config.output.path}, metrics in {config.output.path}.metrics.json")
+    elif sys.stdout.isatty():
+        Console(highlight=False).print(_table(job.prompts, result.rows))
+        print(summary)
+    else:
+        for row in result.rows:
+            print(json.dumps(row, ensure_ascii=False))
+        print(summary, file=sys.stderr)
+
+
+def _table(prompts: "list[Prompt]", rows: "list[Row]") -> Table:
+    """Prompts and answers for a reader."""
+    table = Table("Prompt", "Answer", show_lines=True)
+    for title in ("Tokens", "NFE", "Tokens/NFE"):
+        table.add_column(title, justify="right")
+    for prompt, row in zip(prompts, rows, strict=True):
+        question = prompt.text or (prompt.messages[-1]["content"] if prompt.messages else str(prompt.prompt_ids))
+        answer = str(row["output_ids"][: row["num_tokens"]]) if row["text"] is None else row["text"]
+        numbers = (str(row["num_tokens"]), str(row["nfe"]), f"{row['num_tokens'] / row['nfe']:.2f}")
+        table.add_row(*map(Text, (question, answer, *numbers)))
+    return table
+
+
+if __name__ == "__main__":
+    cli.run(main, description=__doc__ or "", default_config="configs/vanilla.py")

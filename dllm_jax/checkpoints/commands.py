@@ -1,0 +1,42 @@
+"""What the commands of this package share: their own absl flags, one error line for mistakes, exit codes.
+
+Exit codes: 0; 2 for bad usage or a bad checkpoint, with one `error:` line; other failures keep their traceback.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+
+from dllm_jax.errors import UsageError
+
+
+def execute(
+    main: Callable[[flags.FlagValues, list[str]], None], argv: Sequence[str], *, values: flags.FlagValues, usage: str
+) -> int:
+    """Parses `argv`, calls `main` with the flags and the positional arguments, and returns the exit code.
+
+    Args:
+        main: the command.
+        argv: program name first.
+        values: the flags it knows; --help is added.
+        usage: what --help shows above them.
+    """
+    flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
+    try:
+        try:
+            arguments = values(list(argv))[1:]
+        except flags.Error as error:
+            raise UsageError(str(error)) from None
+        if values.help:
+            print(
+                usage.strip(),
+                *(f"  --{name}: {values[name].help}" for name in sorted(values) if len(name) > 1),
+                sep="\n",
+            )
+        else:
+            main(values, arguments)
+    except UsageError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,57 @@
+"""manifest.json of a converted checkpoint: size and SHA-256 of every file, written last.
+
+Orbax does not checksum arrays, so a flipped bit would load silently; a folder without a manifest was never finished.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from dllm_jax.checkpoints.files import abbreviate, read_json
+from dllm_jax.errors import UsageError
+
+NAME = "manifest.json"
+
+
+def write_manifest(folder: Path) -> None:
+    """Describes every file in the folder; call it when nothing else will be written."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    entries = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+    (folder / NAME).write_text(json.dumps({"files": entries}, indent=1) + "\n", encoding="utf-8")
+
+
+def verify_folder(folder: Path, *, checksums: bool = True) -> int:
+    """Compares a folder with its manifest.
+
+    Args:
+        folder: a converted checkpoint.
+        checksums: read every file, instead of looking only at presence and sizes.
+
+    Returns:
+        The number of files that were checked.
+
+    Raises:
+        UsageError: no manifest, or files that are missing, of another size or changed, each by name.
+    """
+    if not (folder / NAME).is_file():
+        raise UsageError(f"{folder}: expected a complete converted checkpoint, got one without {NAME} (half-written?)")
+    entries = read_json(folder / NAME).get("files")
+    if not isinstance(entries, dict):
+        raise UsageError(f"{folder / NAME}: expected sizes and checksums under files, got {type(entries).__name__}")
+    problems = []
+    for name, entry in entries.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name} (missing)")
+        elif path.stat().st_size != entry["size"]:
+            problems.append(f"{name} (expected {entry['size']} bytes, got {path.stat().st_size})")
+        elif checksums and _sha256(path) != entry["sha256"]:
+            problems.append(f"{name} (corrupted: another checksum)")
+    if problems:
+        raise UsageError(f"{folder}: expected the files of {NAME}, got {len(problems)} bad: {abbreviate(problems)}")
+    return len(entries)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,76 @@
+"""Every Orbax call of the project: trees of arrays to disk and back into their shardings."""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from dllm_jax.errors import UsageError
+
+IN_FLIGHT_BYTES = 2**30  # host memory used beside the arrays themselves
+CHUNK_BYTES = 2**26  # small enough that a device reads little more than its own part
+
+
+def save_params(path: Path, params: Mapping[str, jax.Array]) -> None:
+    """Writes arrays by name; the folder appears when it is complete.
+
+    Args:
+        path: a folder that does not exist.
+        params: arrays on any sharding, each in its own dtype.
+
+    Raises:
+        ValueError: the folder exists.
+    """
+    with _context(params.values()):
+        ocp.save(path.absolute(), dict(params))
+
+
+def stored_params(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of what `save_params` wrote.
+
+    Raises:
+        UsageError: it is not there or not complete.
+    """
+    try:
+        stored = ocp.metadata(path.absolute()).metadata
+    except (ocp.errors.InvalidLayoutError, OSError, ValueError) as error:
+        raise UsageError(f"{path}: expected a complete Orbax checkpoint, got {_one_line(error)}") from error
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in stored.items()}
+
+
+def restore_params(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Reads arrays straight into the shardings and dtypes wanted.
+
+    Args:
+        path: a folder that `save_params` wrote.
+        wanted: exactly the names and shapes stored there (see `stored_params`), each with a sharding.
+
+    Raises:
+        UsageError: the files are damaged so badly that they cannot be read.
+    """
+    with _context(wanted.values()):
+        try:
+            return ocp.load(path.absolute(), dict(wanted))
+        except (ocp.errors.InvalidLayoutError, OSError, ValueError) as error:
+            raise UsageError(f"{path}: expected a readable Orbax checkpoint, got {_one_line(error)}") from error
+
+
+def _context(arrays: Iterable[Any]) -> ocp.Context:
+    """Options: no second copy of the weights in host memory, and no compression, which gains nothing on weights."""
+    context = ocp.Context()
+    largest = max(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
+    limit = max(IN_FLIGHT_BYTES, 2 * largest)
+    context.memory.write_concurrent_bytes = limit
+    context.memory.read_concurrent_bytes = limit
+    context.memory.transfer_concurrent_bytes = limit
+    context.array.saving.use_compression = False
+    context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
+    return context
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of an error, which in Orbax may be a page."""
+    return str(error).partition("\n")[0][:200]

@@ -1,0 +1,243 @@
+"""The job that decode.run and decode.eval share: prepare everything, decode batch by batch, write results."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import dllm_jax
+from dllm_jax.checkpoints.load import load_model, resolve
+from dllm_jax.config import Config
+from dllm_jax.data.outputs import ResultFile, Row
+from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
+from dllm_jax.decoding import text
+from dllm_jax.decoding.generate import Decoder
+from dllm_jax.decoding.state import DecodeResult, Timing
+from dllm_jax.errors import UsageError
+from dllm_jax.mesh import make_mesh
+from dllm_jax.models.model import Model, random_model
+from dllm_jax.models.registry import PRESETS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Everything a decode needs, checked."""
+
+    config: Config
+    decoder: Decoder
+    codec: text.TextCodec | None
+    prompts: list[Prompt]
+    tokens: list[list[int]]  # of every prompt
+    file: ResultFile | None  # None: the caller prints
+    done: dict[int, Row]  # rows of an earlier, unfinished run by index of the prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class JobResult:
+    """What came out of a job."""
+
+    rows: list[Row]  # in input order
+    timed_rows: list[Row]  # those decoded in this run, to which the next two belong
+    iterations: int
+    timing: Timing
+
+
+def prepare(config: Config, *, check: Check | None = None) -> Job:
+    """Reads and checks all inputs and loads the model; cheap mistakes come before the model is loaded.
+
+    Args:
+        config: all settings.
+        check: a further check of every prompt; see `prompts.read`.
+
+    Raises:
+        UsageError: output, prompts, model, tokenizer or mesh do not work out.
+    """
+    file = ResultFile(config) if config.output.path else None
+    bad = BadLines(source(config.input), config.input.on_error)
+    prompts = read(config.input, bad, check=check)
+    mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.decode.batch_size)
+    done = file.resume(_identity(config, prompts, mesh)) if file else {}
+    model = _load_model(config, mesh)
+    codec = _load_codec(config, model)
+    eot_id = text.end_of_turn(
+        config.model.eot_token_id, config_id=model.config.eot_id, codec=codec, vocab_size=model.config.vocab_size
+    )
+    decoder = Decoder(model, config, eot_id=eot_id)
+    kept, tokens = [], []
+    for prompt in prompts:
+        with bad.line(prompt.line):
+            encoded = _encode(prompt, codec)
+            decoder.check(encoded)
+            kept.append(prompt)
+            tokens.append(encoded)
+    bad.report(len(kept))
+    return Job(config=config, decoder=decoder, codec=codec, prompts=kept, tokens=tokens, file=file, done=done)
+
+
+def decode(job: Job) -> JobResult:
+    """Decodes the prompts that are not done yet; finished batches go to the partial file at once."""
+    pending = [place for place, prompt in enumerate(job.prompts) if prompt.index not in job.done]
+    fresh: dict[int, Row] = {}
+    iterations, timing = 0, Timing(0.0, 0.0, 0)
+    with _progress() as progress:
+        bar = progress.add_task("decoding", total=len(job.prompts), completed=len(job.prompts) - len(pending))
+        for batch in job.decoder.batches([len(job.tokens[place]) for place in pending]):
+            places = [pending[i] for i in batch]
+            prompts = [job.prompts[place] for place in places]
+            result = job.decoder([job.tokens[place] for place in places], rows=[prompt.index for prompt in prompts])
+            rows = {prompt.index: _row(prompt, result, i, job.codec) for i, prompt in enumerate(prompts)}
+            if job.file:
+                job.file.append(rows)
+            fresh |= rows
+            iterations, timing = iterations + result.iterations, timing + result.timing
+            progress.advance(bar, len(batch))
+    rows = job.done | fresh
+    return JobResult([rows[prompt.index] for prompt in job.prompts], list(fresh.values()), iterations, timing)
+
+
+def finish(job: Job, result: JobResult, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts the metrics together and, with output.path, writes results and metrics in their final place.
+
+    Args:
+        job: from `prepare`.
+        result: from `decode`.
+        scores: further metrics, in front of the common ones.
+
+    Returns:
+        All metrics. Seconds, iterations and rates cover the `timed_samples` decoded in this run.
+    """
+    metrics = dict(scores) | _counts(job, result) | _environment(job)
+    if job.file:
+        job.file.finish(result.rows, metrics)
+    return metrics
+
+
+def summary(metrics: Mapping[str, Any]) -> str:
+    """The metrics for a reader, in a few lines."""
+    lines = [
+        f"{metrics['num_samples']} samples: {metrics['num_tokens']} tokens in {metrics['nfe_sum']} forwards, "
+        f"{metrics['tokens_per_forward']:.2f} tokens per forward",
+        f"compile {metrics['compile_seconds']:.1f} s (compilations: {metrics['compilations']}), "
+        f"decode {metrics['decode_seconds']:.2f} s on {metrics['device']['kind']}, {metrics['dtype']}",
+    ]
+    if metrics["timed_samples"]:
+        lines[1] += (
+            f": {metrics['tokens_per_second']:.1f} tokens/s to the end of text, "
+            f"{metrics['canvas_tokens_per_second']:.1f} of the whole canvas"
+        )
+    if metrics["timed_samples"] < metrics["num_samples"]:
+        lines.append(f"seconds and rates cover the {metrics['timed_samples']} samples decoded in this run")
+    return "\n".join(lines)
+
+
+def _identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh) -> dict[str, Any]:
+    """What decides the rows: an unfinished output is continued only if all of it is the same."""
+    settings = dataclasses.asdict(config)
+    del settings["output"]
+    contents = hashlib.sha256(repr(prompts).encode()).hexdigest()
+    return settings | {"prompts": contents, "platform": mesh.devices.flat[0].platform}
+
+
+def _load_model(config: Config, mesh: Mesh) -> Model:
+    """The checkpoint of model.path, or random weights with the shape of model.preset."""
+    settings = config.model
+    if not settings.preset:
+        return load_model(settings.path, dtype=settings.dtype, mesh=mesh, verify=settings.verify)
+    if settings.preset not in PRESETS:
+        raise UsageError(f"model.preset: expected one of {', '.join(PRESETS)}, got {settings.preset!r}")
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    dtype = ("float32" if on_cpu else "bfloat16") if settings.dtype == "auto" else settings.dtype
+    return random_model(PRESETS[settings.preset], dtype=jnp.dtype(dtype), mesh=mesh, seed=config.decode.seed)
+
+
+def _load_codec(config: Config, model: Model) -> text.TextCodec | None:
+    """The tokenizer of tokenizer.path, else of the model's folder; None if that has none."""
+    path = config.tokenizer.path or model.path
+    if not path:
+        return None
+    codec = text.load(resolve(path), config.tokenizer)
+    if codec:
+        text.check_vocabulary(codec, model.config.vocab_size)
+    elif config.tokenizer.path:
+        raise UsageError(
+            f"tokenizer.path: expected tokenizer.json or vocab.json and merges.txt in {path!r}, got neither"
+        )
+    return codec
+
+
+def _encode(prompt: Prompt, codec: text.TextCodec | None) -> list[int]:
+    if codec:
+        return codec.encode(prompt)
+    if prompt.prompt_ids is None:
+        raise UsageError("expected prompt_ids, since the model's folder has no tokenizer (tokenizer.path), got text")
+    return list(prompt.prompt_ids)
+
+
+def _row(prompt: Prompt, result: DecodeResult, i: int, codec: text.TextCodec | None) -> Row:
+    """The output line of row `i` of a batch."""
+    output_ids, num_tokens = result.tokens_BG[i].tolist(), int(result.num_tokens_B[i])
+    return {
+        "id": prompt.id,
+        "text": codec.decode(output_ids[:num_tokens]) if codec else None,
+        "output_ids": output_ids,
+        "num_tokens": num_tokens,
+        "nfe": int(result.nfe_B[i]),
+        "commit_step": result.commit_step_BG[i].tolist(),
+        "finish_reason": result.finish_reason[i],
+    }
+
+
+def _counts(job: Job, result: JobResult) -> dict[str, Any]:
+    """Tokens, forwards and seconds of all rows, or of those decoded in this run."""
+    num_tokens = sum(row["num_tokens"] for row in result.rows)
+    nfe = sum(row["nfe"] for row in result.rows)
+    timed_tokens = sum(row["num_tokens"] for row in result.timed_rows)
+    timed_canvas = len(result.timed_rows) * job.config.decode.gen_length
+    seconds = result.timing.decode_seconds
+    return {
+        "tokens_per_forward": num_tokens / nfe,
+        "tokens_per_second": timed_tokens / seconds if seconds else None,
+        "canvas_tokens_per_second": timed_canvas / seconds if seconds else None,
+        "num_samples": len(result.rows),
+        "num_tokens": num_tokens,
+        "nfe_sum": nfe,
+        "nfe_mean": nfe / len(result.rows),
+        "timed_samples": len(result.timed_rows),
+        "iterations": result.iterations,
+        **dataclasses.asdict(result.timing),
+    }
+
+
+def _environment(job: Job) -> dict[str, Any]:
+    """What the metrics were measured with."""
+    model = job.decoder.model
+    device = model.mesh.devices.flat[0]
+    packages = ("jax", "jaxlib", "flax", "numpy")
+    return {
+        "dtype": str(model.dtype),
+        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
+        "mesh": dict(model.mesh.shape),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+            "dllm_jax": dllm_jax.__version__,
+        },
+        "config": dataclasses.asdict(job.config),
+    }
+
+
+def _progress() -> Progress:
+    """A bar on stderr, for people only."""
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

@@ -1,0 +1,187 @@
+"""Flags, help, error lines and exit codes, with a command that does nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dllm_jax import cli
+from dllm_jax.config import Config
+from dllm_jax.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+VANILLA = str(ROOT / "configs" / "vanilla.py")
+ON_BASE = """from configs import base
+def get_config():
+    config = base.get_config()
+    config.decode.{}
+    return config
+"""
+
+
+def execute(*flags: str, main=lambda config: None) -> int:
+    return cli.execute(main, ["command", *flags], description="What it does.", default_config=VANILLA)
+
+
+def error_line(capsys: pytest.CaptureFixture[str], *flags: str, main=lambda config: None) -> str:
+    """The one line of a refused command."""
+    assert execute(*flags, main=main) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def parsed(*flags: str) -> Config:
+    seen: list[Config] = []
+    assert execute(*flags, main=seen.append) == 0
+    return seen[0]
+
+
+def test_flags_override_the_config_file_in_any_order() -> None:
+    config = parsed("--config.decode.gen_length=64", f"--config={VANILLA}", "--config.decode.temperature", "1")
+    assert config.decode.gen_length == 64
+    assert config.decode.temperature == 1.0
+    assert config.decode.block_length == 32
+    assert parsed("--config.decode.logits_eos_inf").decode.logits_eos_inf
+    assert not parsed("--noconfig.model.verify").model.verify
+    assert parsed("--config.input.prompt=--a=b: c").input.prompt == "--a=b: c"
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--config.decode.gen_lenght=3", "unknown config field, close to --config.decode.gen_length"),
+        ("--config.gen_length=3", "--config.gen_length: unknown config field, close to --config.decode.gen_length"),
+        ("--config.decode.zzz=3", "--config.decode.zzz: unknown config field (see --help)"),
+        ("--config.decode={}", "--config.decode: unknown config field"),
+        ("--config.=3", "unknown config field"),
+        ("--gen_length=3", "--gen_length: unknown flag, close to --config.decode.gen_length"),
+        ("--helpfull", "--helpfull: unknown flag (see --help)"),
+        ("gen_length=3", "expected only --flags, got 'gen_length=3'"),
+        ("--config", "Missing value for flag --config"),
+        ("--config.decode.steps", "Missing value for flag --config.decode.steps"),
+        ("--config.decode.gen_length=many", "decode.gen_length: expected int, got 'many'"),
+        ("--config.decode.gen_length=1.5", "decode.gen_length: expected int, got '1.5'"),
+        ("--config.decode.temperature=", "decode.temperature: expected float, got ''"),
+        ("--config.model.verify=maybe", "model.verify: expected bool, got 'maybe'"),
+        ("--config.decode.gen_length=97", "decode.block_length: expected a divisor of decode.gen_length 97, got 32"),
+        ("--config.decode.steps=31", "decode.steps: expected a multiple of the number of blocks 3, got 31"),
+        ("--config=configs/none.py", "expected a configuration file, got 'configs/none.py' (no such file"),
+        ("--config=configs", "expected a configuration file, got 'configs'"),
+        ("--config=pyproject.toml", "expected a Python file, got 'pyproject.toml'"),
+        ("--config=dllm_jax/errors.py", "AttributeError: module 'config_file' has no attribute 'get_config'"),
+    ],
+)
+def test_bad_usage_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flag: str, expected: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert expected in error_line(capsys, flag)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("def get_config(:\n", ", line 1: SyntaxError"),
+        ("import no_such_module\n", ", line 1: ModuleNotFoundError"),
+        ("def get_config():\n    return undefined\n", ", line 2: NameError"),
+        ("def get_config():\n    return None\n", "to return a ConfigDict, got None"),
+        (
+            ON_BASE.format("polcy = 'x'"),
+            "decode.polcy",
+        ),
+        (
+            ON_BASE.format("gen_length = 'x'"),
+            "line 4: TypeError",
+        ),
+        ("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({'decode': 3})\n", "decode"),
+    ],
+)
+def test_broken_config_file_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, code: str, expected: str
+) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text(code)
+    assert expected in error_line(capsys, f"--config={path}")
+
+
+def test_config_file_may_leave_sections_out_and_take_an_argument(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(length='32'):\n"
+        "    return ConfigDict({'decode': {'gen_length': int(length)}})\n"
+    )
+    assert parsed(f"--config={path}").decode.gen_length == 32
+    assert parsed(f"--config={path}:64").decode.gen_length == 64
+
+
+def test_override_of_a_field_the_file_leaves_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict({})\n")
+    assert parsed(f"--config={path}", "--config.decode.gen_length=64").decode.gen_length == 64
+
+
+def test_usage_error_of_the_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(config: Config) -> None:
+        raise UsageError("two\nlines")
+
+    assert error_line(capsys, main=main) == "error: two lines\n"
+
+
+def test_other_failures_keep_their_traceback() -> None:
+    def main(config: Config) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        execute(main=main)
+
+
+def test_interrupt_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    assert execute(main=main) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_lists_every_setting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert execute("--help") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("What it does.")
+    assert max(map(len, out.splitlines())) <= columns
+    for name, field in cli.FIELDS.items():
+        section, last = name.split(".")
+        assert f"--config.{section}.*" in out
+        assert f"\n  {last} " in out
+        assert field.metadata["help"].split()[0] in out
+
+
+def test_help_shows_the_values_of_the_config_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(ON_BASE.format("seed = 4711"))
+    assert execute("-h", f"--config={path}") == 0
+    assert "4711" in capsys.readouterr().out
+
+
+def test_help_and_errors_need_no_jax() -> None:
+    code = (
+        "import sys; from decode import run; from dllm_jax import cli\n"
+        "codes = [cli.execute(run.main, ['x', flag], description='', default_config='configs/vanilla.py')\n"
+        "         for flag in ('--help', '--config.decode.gen_length=x')]\n"
+        "assert codes == [0, 2] and 'jax' not in sys.modules, codes"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60)
+
+
+def test_closed_pipe_is_quiet() -> None:
+    command = f"{sys.executable} -m decode.run --help | true"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
