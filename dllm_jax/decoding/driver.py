@@ -6,12 +6,12 @@ them and advances rows. The outer loop's forward sees the whole canvas; with a c
 loop of cheaper forwards until the cache is stale.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.decoding import caching, canvas
@@ -32,18 +32,31 @@ class Carry(NamedTuple):
     rows: Any
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Engine:
-    """A decode's parts, built inside jit around the merged model."""
+    """A decode's parts, as one pytree: an argument of the compiled program, where the model is put together."""
 
-    model: Transformer
+    graphdef: nnx.GraphDef
+    params: nnx.State
     policy: CommitPolicy
     sampler: Sampler
     noise: Noise
-    geometry: Geometry
-    step_widths: StepWidths  # the cache strategy
-    mask_id: int
-    block_limit: Int[Array, ""] | None = None  # forwards a block may take; None: as many as its policy wants
+    block_limit: Int[Array, ""] | None  # forwards a block may take; None: as many as its policy wants
+    # The canvas, and shorter ones behind it: a batch runs on the shortest that holds its live rows. More than one pays
+    # only if rows can end early.
+    canvases: tuple[Geometry, ...] = struct.field(pytree_node=False)
+    step_widths: StepWidths = struct.field(pytree_node=False)  # the cache strategy
+    mask_id: int = struct.field(pytree_node=False)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The whole canvas."""
+        return self.canvases[0]
+
+    @property
+    def model(self) -> Transformer:
+        """The diffusion model; costs nothing inside a program."""
+        return nnx.merge(self.graphdef, self.params)
 
     def start(self, state: DecodeState) -> Carry:
         """The carry before the first forward."""
@@ -67,7 +80,7 @@ class Engine:
             start_B, slots = jnp.full_like(state.block_B, geometry.prompt_length), geometry.gen_length
         hidden = jnp.pad(hidden, ((0, 0), (0, geometry.columns - length), (0, 0)))
         hidden = take_columns(hidden, self._paired(start_B), width=slots)
-        return self.step(carry, hidden, start_B, state.live_B), cache
+        return self.step(carry, hidden, start_B=start_B, active_B=state.live_B, columns=length), cache
 
     def cached_step(self, carry: Carry, cache: Cache, block: Int[Array, ""], *, width: int) -> tuple[Carry, Cache]:
         """One iteration of the rows in `block` with a forward of `width` columns from its start, updating the cache."""
@@ -76,7 +89,7 @@ class Engine:
         hidden, cache = self._forward(state, start, width=width, keys=cache[0].k.shape[1], cache=cache)
         slots = hidden[:, : self.geometry.block_length]
         start_B = jnp.full_like(state.block_B, start)
-        return self.step(carry, slots, start_B, in_block(state, block)), cache
+        return self.step(carry, slots, start_B=start_B, active_B=in_block(state, block), columns=width), cache
 
     def _forward(
         self, state: DecodeState, start: Int[Array, ""], *, width: int, keys: int, cache: Cache | None = None
@@ -96,7 +109,13 @@ class Engine:
         return jnp.concatenate([x, x]) if self.sampler.guided else x
 
     def step(
-        self, carry: Carry, hidden_BQD: Float[Array, "rows Q D"], start_B: Int[Array, "B"], active_B: Bool[Array, "B"]
+        self,
+        carry: Carry,
+        hidden_BQD: Float[Array, "rows Q D"],
+        *,
+        start_B: Int[Array, "B"],
+        active_B: Bool[Array, "B"],
+        columns: int,
     ) -> Carry:
         """The common end of every iteration: predict the slots, ask the policy, write the state.
 
@@ -105,6 +124,7 @@ class Engine:
             hidden_BQD: hidden states of the Q slots (twice the rows under guidance).
             start_B: column of the first slot of every row.
             active_B: rows this forward counts for; the others stay as they are.
+            columns: canvas columns that the forward ran.
         """
         state, rows = carry
         slots = hidden_BQD.shape[1]
@@ -120,20 +140,24 @@ class Engine:
         prediction = predict_slots(self.model.unembed(hidden_BQD), self.sampler, noise=self._gumbel(view))
         commit = self.policy.commit(rows, prediction, view, self.noise)
         mask_BQ = commit.mask_BQ & view.open_BQ & active_B[:, None]
-        step_BQ = take_columns(state.commit_step_BL, start_B, width=slots)
-        tokens_BL = put_columns(state.tokens_BL, jnp.where(mask_BQ, commit.token_BQ, tokens_BQ), start_B)
+
+        def written(old_BL: Array, new_BQ: Array) -> Array:
+            old_BQ = take_columns(old_BL, start_B, width=slots)
+            return put_columns(old_BL, jnp.where(mask_BQ, new_BQ, old_BQ), start_B)
+
+        tokens_BL = written(state.tokens_BL, commit.token_BQ)
         leave_B = active_B & (commit.leave_B | self._cut_short(state, tokens_BL))
         block_B = state.block_B + leave_B
         state = state.replace(
             tokens_BL=tokens_BL,
-            commit_step_BL=put_columns(
-                state.commit_step_BL, jnp.where(mask_BQ, state.nfe_B[:, None] + 1, step_BQ), start_B
-            ),
+            commit_step_BL=written(state.commit_step_BL, state.nfe_B[:, None] + 1),
+            confidence_BL=written(state.confidence_BL, prediction.confidence_BQ),
             block_B=block_B,
             block_nfe_B=jnp.where(leave_B, 0, state.block_nfe_B + active_B),
             nfe_B=state.nfe_B + active_B,
             live_B=state.live_B & (self.geometry.block_start(block_B) < state.end_B),
             iterations=state.iterations + 1,
+            columns=state.columns + columns,
         )
         return Carry(state, freeze(commit.rows, rows, active_B))
 
@@ -159,23 +183,17 @@ class Engine:
         return self.noise.gumbel(view.row_B, view.nfe_B, view.position_BQ, vocab_size=vocab_size)
 
 
-def decode(engine: Engine, state: DecodeState, *, canvases: tuple[Geometry, ...]) -> DecodeState:
-    """Runs a batch to its end as one `lax.while_loop`; to be called under jit.
-
-    Args:
-        engine: what decodes.
-        state: where it starts.
-        canvases: the engine's canvas, and shorter ones behind it: every trip of the outer loop runs on the shortest that
-            holds all live rows. More than one pays only if rows can end early.
-    """
+@jax.jit
+def decode(engine: Engine, state: DecodeState) -> DecodeState:
+    """Runs a batch to its end: the whole generation as one compiled program."""
 
     def run_on(canvas: Geometry) -> Callable[[Carry], Carry]:
         return lambda carry: _run_block(engine, carry, canvas)
 
     def trip(carry: Carry) -> Carry:
         end = jnp.max(jnp.where(carry.state.live_B, carry.state.end_B, 0))
-        shortest = jnp.sum(jnp.array([canvas.length for canvas in canvases]) >= end) - 1
-        return jax.lax.switch(shortest, [run_on(canvas) for canvas in canvases], carry)
+        shortest = jnp.sum(jnp.array([canvas.length for canvas in engine.canvases]) >= end) - 1
+        return jax.lax.switch(shortest, [run_on(canvas) for canvas in engine.canvases], carry)
 
     return jax.lax.while_loop(lambda carry: carry.state.live_B.any(), trip, engine.start(state)).state
 

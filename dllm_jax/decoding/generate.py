@@ -8,42 +8,19 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from dllm_jax import mesh as meshes
 from dllm_jax.config import Config, block_schedule, validate
 from dllm_jax.decoding import caching
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
 from dllm_jax.decoding.driver import Engine, decode
-from dllm_jax.decoding.policies.base import CommitPolicy
 from dllm_jax.decoding.policies.build import build_policy
 from dllm_jax.decoding.prediction import Sampler
 from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
 from dllm_jax.errors import UsageError
 from dllm_jax.models.model import Model
-
-
-@jax.jit(static_argnames=("cache", "canvases", "mask_id"))
-def decode_program(
-    graphdef: nnx.GraphDef,
-    params: nnx.State,
-    state: DecodeState,
-    *,
-    policy: CommitPolicy,
-    sampler: Sampler,
-    noise: Noise,
-    block_limit: jax.Array | None,
-    cache: str,
-    canvases: tuple[Geometry, ...],
-    mask_id: int,
-) -> DecodeState:
-    """The whole generation of a batch as one compiled program; see `Engine` and `driver.decode`."""
-    engine = Engine(
-        model=nnx.merge(graphdef, params), policy=policy, sampler=sampler, noise=noise, geometry=canvases[0],
-        step_widths=caching.STEP_WIDTHS[cache], mask_id=mask_id, block_limit=block_limit,
-    )  # fmt: skip
-    return decode(engine, state, canvases=canvases)
+from dllm_jax.timing import CompileCount
 
 
 class Decoder:
@@ -115,39 +92,32 @@ class Decoder:
         """
         for prompt in prompts:
             self.check(prompt)
-        geometry = self._geometry(max(map(len, prompts)))
-        state = self._start(prompts, range(len(prompts)) if rows is None else rows, geometry)
-        arguments = (self.model.graphdef, self.model.params, state)
-        parts = dict(
-            policy=self.policy, sampler=self.sampler, noise=self.noise, block_limit=self.block_limit,
-            cache=self.config.decode.cache, canvases=(geometry,), mask_id=self.mask_id,
-        )  # fmt: skip
-        with self._precision():
-            begin, compiled_before = time.perf_counter(), _Compilations.count
-            decode_program.lower(*arguments, **parts).compile()
+        engine = self.engine(max(map(len, prompts)))
+        state = self.start(prompts, range(len(prompts)) if rows is None else rows, engine.geometry)
+        with self.precision():
+            begin, before = time.perf_counter(), CompileCount.now()
+            decode.lower(engine, state).compile()  # the call below finds the program
             compiled = time.perf_counter()
-            final = decode_program(*arguments, **parts)
-            final = jax.device_get(final)
-        timing = Timing(
-            compile_seconds=compiled - begin,
-            decode_seconds=time.perf_counter() - compiled,
-            compilations=_Compilations.count - compiled_before,
-        )
-        return self._result(final, geometry, timing, rows=len(prompts))
+            final = jax.device_get(decode(engine, state))
+        made = CompileCount.now() - before
+        timing = Timing(compiled - begin, time.perf_counter() - compiled, made.programs, made.cache_hits)
+        return self._result(final, engine.geometry, timing, rows=len(prompts))
 
     def _prompt_length(self, longest: int) -> int:
         return bucketed_prompt_length(longest, self.config.decode.gen_length, multiple=self.length_multiple)
 
-    def _geometry(self, longest: int) -> Geometry:
-        geometry = Geometry(
-            prompt_length=self._prompt_length(longest),
-            gen_length=self.config.decode.gen_length,
-            block_length=self.block_length,
-        )
-        widths = caching.STEP_WIDTHS[self.config.decode.cache](geometry)
-        return dataclasses.replace(geometry, slack=caching.needed_columns(widths, geometry) - geometry.length)
+    def engine(self, longest: int) -> Engine:
+        """The program's argument for a batch whose longest prompt has this many tokens."""
+        decode, step_widths = self.config.decode, caching.STEP_WIDTHS[self.config.decode.cache]
+        geometry = Geometry(self._prompt_length(longest), decode.gen_length, self.block_length)
+        slack = caching.needed_columns(step_widths(geometry), geometry) - geometry.length
+        return Engine(
+            graphdef=self.model.graphdef, params=self.model.params, policy=self.policy, sampler=self.sampler,
+            noise=self.noise, block_limit=self.block_limit, canvases=(dataclasses.replace(geometry, slack=slack),),
+            step_widths=step_widths, mask_id=self.mask_id,
+        )  # fmt: skip
 
-    def _start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], geometry: Geometry) -> DecodeState:
+    def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], geometry: Geometry) -> DecodeState:
         """The state of a batch on the mesh; idle rows repeat the first prompt."""
         multiple = meshes.batch_multiple(self.model.mesh)
         batch = -(-max(self.config.decode.batch_size, len(prompts)) // multiple) * multiple
@@ -165,7 +135,8 @@ class Decoder:
         return jax.device_put(state, meshes.batch_shardings(state, self.model.mesh))
 
     @contextlib.contextmanager
-    def _precision(self) -> Iterator[None]:
+    def precision(self) -> Iterator[None]:
+        """The precision of matrix products that `model.matmul_precision` asks for."""
         precision = self.config.model.matmul_precision
         with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
             yield
@@ -173,13 +144,20 @@ class Decoder:
     def _result(self, final: DecodeState, geometry: Geometry, timing: Timing, *, rows: int) -> DecodeResult:
         """Cuts a finished batch to its real rows and its generated columns."""
         generated = slice(geometry.prompt_length, geometry.length)
-        tokens_BG, commit_step_BG = final.tokens_BL[:rows, generated], final.commit_step_BL[:rows, generated]
-        end_B = final.end_B[:rows] - geometry.prompt_length
+        tokens_BG = final.tokens_BL[:rows, generated]
         num_tokens_B, reasons = finish(tokens_BG, eos_id=self.model.config.eos_id, eot_id=self.eot_id)
         return DecodeResult(
-            tokens_BG=tokens_BG, nfe_B=final.nfe_B[:rows], commit_step_BG=commit_step_BG, end_B=end_B,
-            num_tokens_B=num_tokens_B, finish_reason=reasons, iterations=int(final.iterations), timing=timing,
-        )  # fmt: skip
+            tokens_BG=tokens_BG,
+            nfe_B=final.nfe_B[:rows],
+            commit_step_BG=final.commit_step_BL[:rows, generated],
+            confidence_BG=final.confidence_BL[:rows, generated],
+            end_B=final.end_B[:rows] - geometry.prompt_length,
+            num_tokens_B=num_tokens_B,
+            finish_reason=reasons,
+            iterations=int(final.iterations),
+            columns=int(final.columns),
+            timing=timing,
+        )
 
 
 def finish(tokens_BG: np.ndarray, *, eos_id: int, eot_id: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -202,26 +180,15 @@ def decode_all(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> DecodeResu
     results = [decoder([prompts[i] for i in batch], rows=batch) for batch in batches]
     order = np.argsort(np.concatenate([np.asarray(batch, np.int64) for batch in batches]))
     reasons = [reason for result in results for reason in result.finish_reason]
-
-    def joined(field: str) -> np.ndarray:
-        return np.concatenate([getattr(result, field) for result in results])[order]
-
+    arrays = {
+        field.name: np.concatenate([getattr(result, field.name) for result in results])[order]
+        for field in dataclasses.fields(DecodeResult)
+        if field.type is np.ndarray
+    }
     return DecodeResult(
-        tokens_BG=joined("tokens_BG"), nfe_B=joined("nfe_B"), commit_step_BG=joined("commit_step_BG"),
-        end_B=joined("end_B"), num_tokens_B=joined("num_tokens_B"), finish_reason=tuple(reasons[i] for i in order),
+        **arrays,
+        finish_reason=tuple(reasons[i] for i in order),
         iterations=sum(result.iterations for result in results),
-        timing=sum((result.timing for result in results), Timing(0.0, 0.0, 0)),
-    )  # fmt: skip
-
-
-class _Compilations:
-    """Counts the programs XLA builds in this process."""
-
-    count = 0
-
-    @classmethod
-    def on_event(cls, event: str, _duration: float, **_: object) -> None:
-        cls.count += event == "/jax/core/compile/backend_compile_duration"
-
-
-jax.monitoring.register_event_duration_secs_listener(_Compilations.on_event)
+        columns=sum(result.columns for result in results),
+        timing=sum((result.timing for result in results), Timing(0.0, 0.0, 0, 0)),
+    )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.decoding.canvas import Geometry
 
@@ -17,6 +17,7 @@ class DecodeState:
 
     tokens_BL: Int[Array, "B L"]  # the canvas and its slack
     commit_step_BL: Int[Array, "B L"]  # k: committed in the row's k-th forward; 0: not (yet)
+    confidence_BL: Float[Array, "B L"]  # of the committed tokens, when they were committed
     row_B: Int[Array, "B"]  # index of the prompt in the whole job: random draws depend on it, not on the slot
     pad_B: Int[Array, "B"]  # first column of the prompt
     end_B: Int[Array, "B"]  # one past the row's last column
@@ -25,6 +26,7 @@ class DecodeState:
     nfe_B: Int[Array, "B"]  # forwards spent on the row
     live_B: Bool[Array, "B"]  # not finished
     iterations: Int[Array, ""]  # forwards of the batch
+    columns: Int[Array, ""]  # canvas columns those forwards ran, per row
 
     @classmethod
     def start(
@@ -33,9 +35,10 @@ class DecodeState:
         """The state before the first forward; rows that only fill up the batch are not live."""
         zero_B = jnp.zeros_like(pad_B)
         return cls(
-            tokens_BL=tokens_BL, commit_step_BL=jnp.zeros_like(tokens_BL), row_B=row_B, pad_B=pad_B,
+            tokens_BL=tokens_BL, commit_step_BL=jnp.zeros_like(tokens_BL),
+            confidence_BL=jnp.zeros(tokens_BL.shape, jnp.float32), row_B=row_B, pad_B=pad_B,
             end_B=zero_B + geometry.length, block_B=zero_B, block_nfe_B=zero_B, nfe_B=zero_B, live_B=live_B,
-            iterations=jnp.zeros((), jnp.int32),
+            iterations=jnp.int32(0), columns=jnp.int32(0),
         )  # fmt: skip
 
 
@@ -45,13 +48,15 @@ class Timing:
 
     compile_seconds: float  # tracing, lowering and compiling; about 0 when the program existed
     decode_seconds: float  # from the first forward to the result on the host
-    compilations: int  # programs compiled (or read from the persistent cache)
+    compilations: int  # programs made
+    cache_hits: int  # of which read from the persistent compilation cache
 
     def __add__(self, other: "Timing") -> "Timing":
         return Timing(
             self.compile_seconds + other.compile_seconds,
             self.decode_seconds + other.decode_seconds,
             self.compilations + other.compilations,
+            self.cache_hits + other.cache_hits,
         )
 
 
@@ -64,18 +69,22 @@ class DecodeResult:
             left a mask.
         nfe_B: int32 [B], the row's own forwards (the number of its single run).
         commit_step_BG: int32 [B, gen_length]; k if the token was committed in the row's k-th forward, else 0.
+        confidence_BG: float32 [B, gen_length], the model's confidence in the token when it was committed, else 0.
         end_B: int32 [B], generated positions before the end that a stop rule set; gen_length without one.
         num_tokens_B: int32 [B], tokens before the first EoS or end-of-turn token.
         finish_reason: "eos", "eot_id" or "length" per row.
         iterations: forwards of the batches, idle rows included.
+        columns: canvas columns those forwards ran per row: the work done, where forwards differ in width.
         timing: seconds and compilations.
     """
 
     tokens_BG: np.ndarray
     nfe_B: np.ndarray
     commit_step_BG: np.ndarray
+    confidence_BG: np.ndarray
     end_B: np.ndarray
     num_tokens_B: np.ndarray
     finish_reason: tuple[str, ...]
     iterations: int
+    columns: int
     timing: Timing

@@ -1,0 +1,104 @@
+"""The compiled loop against a plain Python loop over the same steps, and what it must not do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dllm_jax import load_model
+from dllm_jax.config import Config, DecodeSettings, ThresholdSettings
+from dllm_jax.decoding import caching, driver
+from dllm_jax.decoding.canvas import Geometry
+from dllm_jax.decoding.driver import Engine
+from dllm_jax.decoding.generate import Decoder
+from dllm_jax.decoding.state import DecodeState
+from tests.hlo import loop_copies
+from tests.traces import GOLDENS
+
+PATH = str(GOLDENS / "checkpoints" / "llada-tiny-gqa")
+PROMPTS = [np.random.default_rng(seed).integers(0, 290, size=9 + 4 * seed).tolist() for seed in range(3)]
+
+
+def decoder(policy: str, cache: str, *, temperature: float = 0.0) -> Decoder:
+    decode = DecodeSettings(
+        policy=policy, cache=cache, gen_length=32, block_length=8, batch_size=4, temperature=temperature
+    )
+    return Decoder(load_model(PATH), Config(decode=decode, threshold=ThresholdSettings(value=0.5)))
+
+
+def python_loop(engine: Engine, state: DecodeState) -> DecodeState:
+    """`driver.decode` with Python's own control flow around the same steps."""
+    geometry = engine.geometry
+    full_step = jax.jit(lambda engine, carry: engine.full_step(carry, length=geometry.length))
+    cached_step = jax.jit(Engine.cached_step, static_argnames="width")
+    widths = engine.step_widths(geometry)
+    carry = engine.start(state)
+    while carry.state.live_B.any():
+        block = driver.current_block(carry.state)
+        carry, cache = full_step(engine, carry)
+        cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, geometry.slack), (0, 0), (0, 0))), cache)
+        while widths and driver.in_block(carry.state, block).any():
+            carry, cache = cached_step(engine, carry, cache, block, width=widths[int(block)])
+    return carry.state
+
+
+POLICIES = [(policy, 0.0) for policy in ("low_confidence", "random", "threshold", "factor")] + [("threshold", 0.7)]
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize(("policy", "temperature"), POLICIES)
+def test_the_compiled_loop_is_the_python_loop(policy: str, temperature: float, cache: str) -> None:
+    decode = decoder(policy, cache, temperature=temperature)
+    engine = decode.engine(max(map(len, PROMPTS)))
+    state = decode.start(PROMPTS, range(3), engine.geometry)
+    ours, oracle = driver.decode(engine, state), python_loop(engine, state)
+    for name in ("tokens_BL", "commit_step_BL", "nfe_B", "block_B", "iterations", "columns"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(oracle, name), err_msg=name)
+    nfe_B = np.asarray(ours.nfe_B)
+    assert nfe_B[3] == 0  # the idle row
+    if policy in ("threshold", "factor"):
+        assert len(set(nfe_B[:3])) > 1  # rows really finish at different iterations
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_the_inner_loop_copies_no_cache(cache: str) -> None:
+    decode = decoder("threshold", cache)
+    engine = decode.engine(20)
+    state = decode.start(PROMPTS, range(3), engine.geometry)
+    columns, config = engine.geometry.columns, decode.model.config
+    shape = f"[4,{columns},{config.num_kv_heads},{config.head_dim}]"
+    text = driver.decode.lower(engine, state).compile().as_text()
+    assert shape in text
+    assert loop_copies(text, shape, depth=2) == []
+
+
+def test_a_copy_inside_a_loop_would_be_seen() -> None:
+    def swaps(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, x.shape[0], lambda i, xy: (xy[1].at[i].add(1), xy[0]), (x, y))[0]
+
+    text = jax.jit(swaps).lower(jnp.zeros((6, 50)), jnp.ones((6, 50))).compile().as_text()
+    assert loop_copies(text, "[6,50]", depth=1)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+def test_a_batch_that_ended_early_runs_on_a_shorter_canvas(cache: str) -> None:
+    decode = decoder("threshold", cache)
+    engine = decode.engine(20)
+    shrinking = engine.replace(canvases=caching.shorter_canvases(engine.geometry, multiple=8))
+    assert [canvas.gen_length for canvas in shrinking.canvases] == [32, 24, 16, 8]
+    start = decode.start(PROMPTS, range(3), engine.geometry)
+    early = start.replace(end_B=start.end_B - jnp.array([17, 20, 31, 0]))
+    whole, cut = driver.decode(engine, early), driver.decode(shrinking, early)
+    for name in ("tokens_BL", "commit_step_BL", "nfe_B"):
+        np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name), err_msg=name)
+    assert cut.columns < whole.columns
+
+
+def test_prefix_widths_cover_every_suffix_with_few_programs() -> None:
+    for blocks in range(1, 20):
+        geometry = Geometry(prompt_length=5, gen_length=8 * blocks, block_length=8)
+        widths = caching.prefix_widths(geometry)
+        assert len(set(widths)) <= caching.MAX_WIDTHS
+        assert all(width >= 8 * (blocks - block) for block, width in enumerate(widths))
+        slack = caching.needed_columns(widths, geometry) - geometry.length
+        assert slack <= 8 * -(-blocks // caching.MAX_WIDTHS)
