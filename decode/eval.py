@@ -5,14 +5,14 @@ usage: python -m decode.eval [--config=FILE] [--config.SECTION.FIELD=VALUE ...]
   python -m decode.eval --config=configs/vanilla.py
   python -m decode.eval --config.input.path=tasks.jsonl --config.output.path=out.jsonl
 
-Input lines hold id, task, prompt (or messages, prompt_ids) and answer; without input.path the bundled tasks are decoded,
-20 of each. The tasks that can be scored are listed in dllm_jax/evals/scorers.py. Output lines are those of decode.run with
-task and correct; accuracy, in total and by task, is added to the metrics.
+Input lines hold id, task, prompt (or messages, prompt_ids) and answer; without input.path the bundled tasks are
+decoded, 20 of each. dllm_jax/evals/scorers.py lists the tasks that can be scored. Output lines are those of decode.run
+with task and correct; accuracy, in total and by task, is added to the metrics.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -21,22 +21,20 @@ from rich.table import Table
 from dllm_jax import cli
 from dllm_jax.config import Config
 from dllm_jax.data import tasks
+from dllm_jax.data.outputs import Row
+from dllm_jax.data.prompts import Prompt
 from dllm_jax.errors import UsageError
-
-if TYPE_CHECKING:
-    from dllm_jax.data.outputs import Row
-    from dllm_jax.data.prompts import Prompt
+from dllm_jax.evals.scorers import scorer_for
 
 
 def main(config: Config) -> None:
     """Decodes and scores all tasks, prints a table, writes results and metrics."""
     from dllm_jax import jobs  # imports JAX: only after the flags are parsed
     from dllm_jax.evals.metrics import summarize
-    from dllm_jax.evals.scorers import find_scorer
 
-    job = jobs.prepare(_with_tasks(config), check=lambda prompt: find_scorer(prompt.task, prompt.answer))
+    job = jobs.prepare(_with_tasks(config), check=lambda prompt: scorer_for(prompt.task, prompt.answer))
     if not job.codec:
-        raise UsageError(f"tokenizer.path: expected a folder with a tokenizer, to score text, got {config.model.path!r}")
+        raise UsageError(f"tokenizer.path: expected a tokenizer, to score text, got none in {config.model.path!r}")
     result = jobs.decode(job)
     result = dataclasses.replace(result, rows=_score(job.prompts, result.rows))
     metrics = jobs.finish(job, result, scores=summarize(result.rows))
@@ -54,12 +52,10 @@ def _with_tasks(config: Config) -> Config:
     return dataclasses.replace(config, input=dataclasses.replace(config.input, path=path))
 
 
-def _score(prompts: "Sequence[Prompt]", rows: "Sequence[Row]") -> "list[Row]":
+def _score(prompts: Sequence[Prompt], rows: Sequence[Row]) -> list[Row]:
     """The output lines with task and correct."""
-    from dllm_jax.evals.scorers import find_scorer
-
     return [
-        row | {"task": prompt.task, "correct": find_scorer(prompt.task, prompt.answer)(row["text"], prompt.answer)}
+        row | {"task": prompt.task, "correct": scorer_for(prompt.task, prompt.answer)(row["text"])}
         for prompt, row in zip(prompts, rows, strict=True)
     ]
 

@@ -36,6 +36,8 @@ FIELDS: dict[str, Any] = {
 }
 # Set unless the user did: tokenizers come from local folders only, and transformers need not say that torch is missing.
 _ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# Added to XLA_FLAGS unless the user gave it: on GPUs cuBLAS reads the weights of a small batch faster than Triton's products.
+_XLA_FLAG = "--xla_gpu_enable_triton_gemm"
 
 
 def run(main: Callable[[Config], None], *, description: str, default_config: str) -> NoReturn:
@@ -51,8 +53,7 @@ def run(main: Callable[[Config], None], *, description: str, default_config: str
 
 def execute(main: Callable[[Config], None], argv: Sequence[str], *, description: str, default_config: str) -> int:
     """Parses `argv` (program name first), calls `main` and returns the exit code; see `run`."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    _prepare_environment()
     try:
         config_file, wants_help, overrides = _split(argv, default_config)
         values = load_config_file(config_file)
@@ -71,6 +72,15 @@ def execute(main: Callable[[Config], None], argv: Sequence[str], *, description:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
         return 1
     return 0
+
+
+def _prepare_environment() -> None:
+    """What has to be in the environment before JAX starts; what the user set stays."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    flags_given = os.environ.get("XLA_FLAGS", "")
+    if _XLA_FLAG not in flags_given:
+        os.environ["XLA_FLAGS"] = f"{flags_given} {_XLA_FLAG}=false".strip()
 
 
 def _split(argv: Sequence[str], default_config: str) -> tuple[str, bool, list[str]]:

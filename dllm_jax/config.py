@@ -116,6 +116,16 @@ class FactorSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchSettings:
+    """What `decode.bench` measures, and how long."""
+
+    batch_sizes: str = setting("1,8", "batch sizes to measure, separated by commas (instead of decode.batch_size)")
+    prompt_length: int = setting(64, "tokens of the prompts; the canvas adds decode.gen_length and some padding")
+    steps: int = setting(32, "steps in the loop that a step is timed in")
+    repeats: int = setting(5, "measurements of everything, after one for warming up; the median counts")
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """All settings of a run."""
 
@@ -127,6 +137,7 @@ class Config:
     decode: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
     threshold: ThresholdSettings = dataclasses.field(default_factory=ThresholdSettings)
     factor: FactorSettings = dataclasses.field(default_factory=FactorSettings)
+    bench: BenchSettings = dataclasses.field(default_factory=BenchSettings)
 
 
 def to_config_dict(config: Config) -> ConfigDict:
@@ -194,6 +205,9 @@ def validate(config: Config) -> None:
     _validate_decode(config.decode)
     _at_least("threshold.value", config.threshold.value, 0)
     _at_least("factor.value", config.factor.value, 0)
+    for name in ("prompt_length", "steps", "repeats"):
+        _at_least(f"bench.{name}", getattr(config.bench, name), 1)
+    batch_sizes(config.bench)
 
 
 def _validate_decode(decode: DecodeSettings) -> None:
@@ -216,6 +230,18 @@ def _validate_decode(decode: DecodeSettings) -> None:
 def block_schedule(decode: DecodeSettings) -> tuple[int, int]:
     """Block length and total steps with their zeros filled in."""
     return decode.block_length or decode.gen_length, decode.steps or decode.gen_length
+
+
+def batch_sizes(bench: BenchSettings) -> tuple[int, ...]:
+    """The numbers in bench.batch_sizes.
+
+    Raises:
+        UsageError: one of them is no positive number.
+    """
+    sizes = [size.strip() for size in bench.batch_sizes.split(",")]
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise UsageError(f"bench.batch_sizes: expected positive numbers like 1,8, got {bench.batch_sizes!r}")
+    return tuple(map(int, sizes))
 
 
 def _at_least(field: str, value: float, bound: float) -> None:

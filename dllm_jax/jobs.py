@@ -1,6 +1,7 @@
 """The job that decode.run and decode.eval share: prepare everything, decode batch by batch, write results."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -10,9 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import rich.progress
 from jax.sharding import Mesh
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import dllm_jax
 from dllm_jax.checkpoints.load import load_model, resolve
@@ -66,7 +67,7 @@ def prepare(config: Config, *, check: Check | None = None) -> Job:
     prompts = read(config.input, bad, check=check)
     mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.decode.batch_size)
     done = file.resume(_identity(config, prompts, mesh)) if file else {}
-    model = _load_model(config, mesh)
+    model = open_model(config, mesh)
     codec = _load_codec(config, model)
     eot_id = text.end_of_turn(
         config.model.eot_token_id, config_id=model.config.eot_id, codec=codec, vocab_size=model.config.vocab_size
@@ -79,7 +80,7 @@ def prepare(config: Config, *, check: Check | None = None) -> Job:
             decoder.check(encoded)
             kept.append(prompt)
             tokens.append(encoded)
-    bad.report(len(kept))
+    bad.report(good=len(kept))
     return Job(config=config, decoder=decoder, codec=codec, prompts=kept, tokens=tokens, file=file, done=done)
 
 
@@ -87,8 +88,8 @@ def decode(job: Job) -> JobResult:
     """Decodes the prompts that are not done yet; finished batches go to the partial file at once."""
     pending = [place for place, prompt in enumerate(job.prompts) if prompt.index not in job.done]
     fresh: dict[int, Row] = {}
-    iterations, timing = 0, Timing(0.0, 0.0, 0)
-    with _progress() as progress:
+    iterations, timing = 0, Timing(0.0, 0.0, 0, 0)
+    with rich.progress.Progress(**_for_people()) as progress:
         bar = progress.add_task("decoding", total=len(job.prompts), completed=len(job.prompts) - len(pending))
         for batch in job.decoder.batches([len(job.tokens[place]) for place in pending]):
             places = [pending[i] for i in batch]
@@ -115,7 +116,7 @@ def finish(job: Job, result: JobResult, scores: Mapping[str, Any]) -> dict[str, 
     Returns:
         All metrics. Seconds, iterations and rates cover the `timed_samples` decoded in this run.
     """
-    metrics = dict(scores) | _counts(job, result) | _environment(job)
+    metrics = dict(scores) | _counts(job, result) | environment(config=job.config, model=job.decoder.model)
     if job.file:
         job.file.finish(result.rows, metrics)
     return metrics
@@ -147,11 +148,12 @@ def _identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh) -> dict[str
     return settings | {"prompts": contents, "platform": mesh.devices.flat[0].platform}
 
 
-def _load_model(config: Config, mesh: Mesh) -> Model:
+def open_model(config: Config, mesh: Mesh) -> Model:
     """The checkpoint of model.path, or random weights with the shape of model.preset."""
     settings = config.model
     if not settings.preset:
-        return load_model(settings.path, dtype=settings.dtype, mesh=mesh, verify=settings.verify)
+        track = functools.partial(rich.progress.track, description="loading", **_for_people())
+        return load_model(settings.path, dtype=settings.dtype, mesh=mesh, verify=settings.verify, track=track)
     if settings.preset not in PRESETS:
         raise UsageError(f"model.preset: expected one of {', '.join(PRESETS)}, got {settings.preset!r}")
     on_cpu = mesh.devices.flat[0].platform == "cpu"
@@ -164,7 +166,7 @@ def _load_codec(config: Config, model: Model) -> text.TextCodec | None:
     path = config.tokenizer.path or model.path
     if not path:
         return None
-    codec = text.load(resolve(path), config.tokenizer)
+    codec = text.load(resolve(path, field="tokenizer.path"), config.tokenizer)
     if codec:
         text.check_vocabulary(codec, model.config.vocab_size)
     elif config.tokenizer.path:
@@ -217,9 +219,8 @@ def _counts(job: Job, result: JobResult) -> dict[str, Any]:
     }
 
 
-def _environment(job: Job) -> dict[str, Any]:
-    """What the metrics were measured with."""
-    model = job.decoder.model
+def environment(*, config: Config, model: Model) -> dict[str, Any]:
+    """What metrics were measured with."""
     device = model.mesh.devices.flat[0]
     packages = ("jax", "jaxlib", "flax", "numpy")
     return {
@@ -231,13 +232,10 @@ def _environment(job: Job) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in packages},
             "dllm_jax": dllm_jax.__version__,
         },
-        "config": dataclasses.asdict(job.config),
+        "config": dataclasses.asdict(config),
     }
 
 
-def _progress() -> Progress:
-    """A bar on stderr, for people only."""
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+def _for_people() -> dict[str, Any]:
+    """Settings of a progress bar that shows on a terminal only."""
+    return {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}

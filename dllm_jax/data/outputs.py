@@ -30,7 +30,7 @@ class ResultFile:
         self.partial_path = self.path.with_name(self.path.name + ".partial")
         self._overwrite = config.output.overwrite
         self._header: Row = {}
-        _check_writable(self.path, config)
+        check_writable(self.path, config)
 
     def resume(self, header: Mapping[str, Any]) -> dict[int, Row]:
         """Reads what an earlier run left; must come before `append`.
@@ -69,15 +69,16 @@ class ResultFile:
 
     def finish(self, rows: Iterable[Row], metrics: Mapping[str, Any]) -> None:
         """Replaces output and metrics with those of the whole job, each in one step, and drops the partial file."""
-        _replace(self.path, _lines(rows))
-        _replace(self.metrics_path, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
+        replace_file(self.path, _lines(rows))
+        replace_file(self.metrics_path, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
         self.partial_path.unlink(missing_ok=True)
 
     def _read_partial(self) -> tuple[Row, dict[int, Row], int]:
         """Header, rows and the bytes they take; a torn last line is left out."""
         records: list[Row] = []
         size = 0
-        for line in self.partial_path.open("rb") if self.partial_path.exists() else ():
+        content = self.partial_path.read_bytes() if self.partial_path.exists() else b""
+        for line in content.splitlines(keepends=True):
             try:
                 record = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
@@ -90,8 +91,12 @@ class ResultFile:
         return header, {row.pop("index", -1): row for row in rows}, size
 
 
-def _check_writable(path: Path, config: Config) -> None:
-    """Refuses an output that could not be written at the end of the job."""
+def check_writable(path: Path, config: Config) -> None:
+    """Refuses an output that could not be written at the end of the job.
+
+    Raises:
+        UsageError: why not.
+    """
     got = ""
     if not path.parent.is_dir():
         got = f"no folder {path.parent}"
@@ -128,7 +133,7 @@ def _lines(records: Iterable[Row]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def _replace(path: Path, content: str) -> None:
+def replace_file(path: Path, content: str) -> None:
     """Writes a file so that at any moment either the old or the new content is there."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:

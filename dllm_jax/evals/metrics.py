@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from scipy.stats import binomtest
@@ -27,7 +28,7 @@ def summarize(samples: Sequence[Sample]) -> dict[str, Any]:
         by_task[sample["task"]].append(sample)
     tasks = {task: _summarize(own) for task, own in by_task.items()}
     overall = _summarize(samples)
-    overall["accuracy_macro"] = sum(own["accuracy"] for own in tasks.values()) / len(tasks)
+    overall["accuracy_macro"] = fmean(own["accuracy"] for own in tasks.values())
     for name in next(iter(tasks.values())):
         overall[f"{name}_by_task"] = {task: own[name] for task, own in tasks.items()}
     return overall

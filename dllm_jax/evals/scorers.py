@@ -1,11 +1,12 @@
 """When an answer counts as correct, task by task."""
 
+import functools
 import re
 from collections.abc import Callable
+from typing import Protocol
 
 from dllm_jax.errors import UsageError
 
-Scorer = Callable[[str, str], bool]  # (generated text, reference answer) -> correct
 _STATED = re.compile(r"answer is (-?\d+)")
 
 
@@ -29,6 +30,13 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.strip().removesuffix(".").split(",")]
 
 
+class Scorer(Protocol):
+    """A task's rule."""
+
+    def __call__(self, text: str, answer: str) -> bool:
+        """Whether a generated text is as good as the reference answer."""
+
+
 SCORERS: dict[str, Scorer] = {
     "word_problem": same_stated_number,
     "copy": same_text,
@@ -38,8 +46,8 @@ SCORERS: dict[str, Scorer] = {
 }
 
 
-def find_scorer(task: str | None, answer: str | None) -> Scorer:
-    """The scorer of a sample, checked before anything is decoded.
+def scorer_for(task: str | None, answer: str | None) -> Callable[[str], bool]:
+    """What tells whether a text is right for a sample; made before anything is decoded, to find mistakes early.
 
     Args:
         task: the sample's task.
@@ -52,4 +60,4 @@ def find_scorer(task: str | None, answer: str | None) -> Scorer:
         raise UsageError(f"task: expected one of {', '.join(SCORERS)}, got {task!r}")
     if answer is None or not SCORERS[task](answer, answer):
         raise UsageError(f"answer: expected the text of a {task} answer, got {answer!r}")
-    return SCORERS[task]
+    return functools.partial(SCORERS[task], answer=answer)

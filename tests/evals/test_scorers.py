@@ -1,7 +1,7 @@
 import pytest
 
 from dllm_jax.errors import UsageError
-from dllm_jax.evals.scorers import SCORERS, find_scorer
+from dllm_jax.evals.scorers import SCORERS, scorer_for
 
 WORD_PROBLEM = "Tom starts with 3 keys. Then Tom buys 2 more, so 3 + 2 = 5. The answer is 5."
 
@@ -34,17 +34,19 @@ def test_rules(task, text, answer, correct):
     assert SCORERS[task](text, answer) is correct
 
 
-def test_find_scorer():
-    assert find_scorer("copy", "tea.") is SCORERS["copy"]
+def test_a_scorer_knows_its_answer():
+    score = scorer_for("copy", "tea.")
+    assert score("tea.")
+    assert not score("oak.")
 
 
 @pytest.mark.parametrize("task", ["poetry", None])
 def test_an_unknown_task_is_refused(task):
     with pytest.raises(UsageError, match=rf"task: expected one of word_problem, .*, got {task!r}"):
-        find_scorer(task, "")
+        scorer_for(task, "")
 
 
 @pytest.mark.parametrize("answer", [None, "5"])
 def test_an_answer_no_text_could_match_is_refused(answer):
     with pytest.raises(UsageError, match=rf"answer: expected the text of a word_problem answer, got {answer!r}"):
-        find_scorer("word_problem", answer)
+        scorer_for("word_problem", answer)

@@ -1,0 +1,175 @@
+"""Times the steps of a configuration and its whole decode, with the engine that decodes."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Int
+
+from dllm_jax.bench.cost import Cost, forward_cost
+from dllm_jax.bench.loops import time_loop
+from dllm_jax.config import BenchSettings
+from dllm_jax.decoding import driver
+from dllm_jax.decoding.canvas import Geometry
+from dllm_jax.decoding.driver import Engine
+from dllm_jax.decoding.generate import Decoder
+from dllm_jax.decoding.policies.base import Commit, CommitPolicy, View
+from dllm_jax.decoding.prediction import Prediction
+from dllm_jax.decoding.sampling import Noise
+from dllm_jax.decoding.state import DecodeState
+from dllm_jax.mesh import batch_multiple
+
+Prompts = Sequence[Sequence[int]]
+
+
+@struct.dataclass
+class Endless:
+    """A policy at work in a block that its rows never leave: every step of a loop costs what a real one does."""
+
+    policy: CommitPolicy
+
+    def init(self, state: DecodeState, geometry: Geometry) -> Any:
+        """The policy's own."""
+        return self.policy.init(state, geometry)
+
+    def commit(self, rows: Any, prediction: Prediction, view: View, noise: Noise) -> Commit:
+        """The policy's commits, without leaving."""
+        commit = self.policy.commit(rows, prediction, view, noise)
+        return commit._replace(leave_B=jnp.zeros_like(commit.leave_B))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepTiming:
+    """One kind of step: a forward and its commit."""
+
+    step: str  # "full": the whole canvas; "cached": against the keys and values of the rest
+    batch_size: int
+    canvas_length: int
+    columns: int  # that the forward runs
+    seconds: float  # median
+    seconds_range: tuple[float, float]  # fastest and slowest repeat
+    compile_seconds: float
+    peak_memory_bytes: int
+    cost: Cost  # per device
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeTiming:
+    """A batch decoded to its end."""
+
+    batch_size: int
+    canvas_length: int
+    seconds: float  # median, from the first forward to the result on the host
+    seconds_range: tuple[float, float]
+    compile_seconds: float
+    peak_memory_bytes: int
+    num_tokens: int  # to the end of text, all rows
+    canvas_tokens: int  # all rows
+    nfe_mean: float  # forwards of a row
+    iterations: int  # forwards of the batch
+
+
+def time_steps(decoder: Decoder, prompts: Prompts, *, bench: BenchSettings) -> list[StepTiming]:
+    """Times the full step, and the cached steps of the narrowest and the widest slice if there is a cache.
+
+    Args:
+        decoder: model and configuration.
+        prompts: one batch.
+        bench: repeats and trips of the loop.
+    """
+    engine, state = _begin(decoder, prompts)
+    engine = engine.replace(policy=Endless(engine.policy), block_limit=None)
+    geometry, widths = engine.geometry, engine.step_widths(engine.geometry)
+    rows = state.tokens_BL.shape[0] // batch_multiple(decoder.model.mesh) * (2 if engine.sampler.guided else 1)
+
+    def timed(step: str, program: Callable[..., DecodeState], *, block: int, columns: int, keys: int) -> StepTiming:
+        arguments = (engine, state.replace(block_B=jnp.full_like(state.block_B, block)))
+        with decoder.precision():
+            timing = time_loop(program, arguments, trips=bench.steps, repeats=bench.repeats)
+        cost = forward_cost(
+            decoder.model.config, rows=rows, columns=columns, keys=keys, slots=geometry.block_length,
+            itemsize=decoder.model.dtype.itemsize,
+        )  # fmt: skip
+        return StepTiming(
+            step=step, batch_size=len(prompts), canvas_length=geometry.length, columns=columns, seconds=timing.median,
+            seconds_range=(timing.fastest, timing.slowest), compile_seconds=timing.compile_seconds,
+            peak_memory_bytes=peak_memory(timing.compiled), cost=cost.split(decoder.model.mesh.shape["tensor"]),
+        )  # fmt: skip
+
+    timings = [timed("full", full_steps, block=0, columns=geometry.length, keys=geometry.length)]
+    for width in sorted({min(widths), max(widths)} if widths else ()):
+        block = widths.index(width)
+        timings.append(timed("cached", cached_steps(width), block=block, columns=width, keys=geometry.columns))
+    return timings
+
+
+def full_steps(engine: Engine, state: DecodeState, count: Int[Array, ""]) -> DecodeState:
+    """`count` forwards of the whole canvas."""
+    length = engine.geometry.length
+    return jax.lax.fori_loop(
+        0, count, lambda _, carry: engine.full_step(carry, length=length)[0], engine.start(state)
+    ).state
+
+
+def cached_steps(width: int) -> Callable[[Engine, DecodeState, Int[Array, ""]], DecodeState]:
+    """The program of a full forward, and `count` cached ones of this width in the block that the rows are in."""
+
+    def program(engine: Engine, state: DecodeState, count: Int[Array, ""]) -> DecodeState:
+        block, geometry = driver.current_block(state), engine.geometry
+        carry, cache = engine.full_step(engine.start(state), length=geometry.length)
+        cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, geometry.slack), (0, 0), (0, 0))), cache)
+        return jax.lax.fori_loop(
+            0, count, lambda _, loop: engine.cached_step(*loop, block, width=width), (carry, cache)
+        )[0].state
+
+    return program
+
+
+def time_decode(decoder: Decoder, prompts: Prompts, *, repeats: int) -> DecodeTiming:
+    """Times the whole decode of a batch, behind one for warming up.
+
+    Args:
+        decoder: model and configuration.
+        prompts: one batch.
+        repeats: how often.
+    """
+    begin = time.perf_counter()
+    engine, state = _begin(decoder, prompts)
+    with decoder.precision():
+        compiled = driver.decode.lower(engine, state).compile()  # the decoder finds the program
+    compile_seconds = time.perf_counter() - begin
+    results = [decoder(prompts) for _ in range(repeats + 1)][1:]
+    seconds, result = [result.timing.decode_seconds for result in results], results[0]
+    return DecodeTiming(
+        batch_size=len(prompts), canvas_length=engine.geometry.length, seconds=statistics.median(seconds),
+        seconds_range=(min(seconds), max(seconds)), compile_seconds=compile_seconds,
+        peak_memory_bytes=peak_memory(compiled), num_tokens=int(result.num_tokens_B.sum()),
+        canvas_tokens=result.tokens_BG.size, nfe_mean=float(result.nfe_B.mean()), iterations=result.iterations,
+    )  # fmt: skip
+
+
+def _begin(decoder: Decoder, prompts: Prompts) -> tuple[Engine, DecodeState]:
+    engine = decoder.engine(max(map(len, prompts)))
+    return engine, decoder.start(prompts, range(len(prompts)), engine.geometry)
+
+
+def peak_memory(compiled: jax.stages.Compiled) -> int:
+    """Bytes on one device: the most in use so far if the device tells, else what the program was planned with."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    plan = compiled.memory_analysis()
+    kept = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return kept + plan.temp_size_in_bytes
+
+
+def memory_source() -> str:
+    """Where the numbers of `peak_memory` come from."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    told = "device.memory_stats(), most in use since the process started"
+    return told if "peak_bytes_in_use" in stats else "compiled.memory_analysis(), of the program"

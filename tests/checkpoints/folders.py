@@ -1,0 +1,67 @@
+"""Checkpoint folders for tests: copies of the recorded ones, in other dtypes, or damaged on purpose."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from dllm_jax.checkpoints import hf
+from tests.traces import GOLDENS
+
+TINY, GQA, SHARDED = (GOLDENS / "checkpoints" / name for name in ("llada-tiny", "llada-tiny-gqa", "llada-tiny-sharded"))
+Tensors = dict[str, np.ndarray]
+
+
+def copied(source: Path, target: Path) -> Path:
+    """A writable copy."""
+    shutil.copytree(source, target)
+    for path in target.iterdir():
+        path.chmod(0o644)
+    return target
+
+
+def tensors(folder: Path) -> Tensors:
+    """Every tensor of a folder, bfloat16 too."""
+    return {name: np.array(tensor.map()) for name, tensor in hf.read_headers(folder).items()}
+
+
+def with_tensors(source: Path, target: Path, change: Callable[[Tensors], Any]) -> Path:
+    """A copy in which `change` has edited the dictionary of tensors, in one file."""
+    copied(source, target)
+    edited = tensors(source)
+    change(edited)
+    save_file(edited, target / hf.SINGLE, metadata={"format": "pt"})
+    return target
+
+
+def with_fields(source: Path, target: Path, **fields: Any) -> Path:
+    """A copy with other fields in its config.json; None removes one."""
+    config = json.loads((copied(source, target) / "config.json").read_text()) | fields
+    (target / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    return target
+
+
+def in_dtype(source: Path, target: Path, dtype: Any) -> Path:
+    """A copy with all tensors cast."""
+    return with_tensors(source, target, lambda edited: edited.update({k: v.astype(dtype) for k, v in edited.items()}))
+
+
+def same_bits(one: Tensors, other: Tensors) -> bool:
+    """The same names, dtypes, shapes and bytes."""
+    return one.keys() == other.keys() and all(
+        value.dtype == other[name].dtype
+        and value.shape == other[name].shape
+        and value.tobytes() == other[name].tobytes()
+        for name, value in one.items()
+    )
+
+
+def header_names(file: Path) -> list[str]:
+    """Names in one safetensors file, read by the safetensors library."""
+    with safe_open(file, framework="numpy") as opened:
+        return list(opened.keys())

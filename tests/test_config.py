@@ -1,0 +1,79 @@
+"""Settings from a ConfigDict: names, types, values and their combinations."""
+
+import dataclasses
+
+import pytest
+
+from configs import base, vanilla
+from dllm_jax.config import Config, DecodeSettings, block_schedule, from_config_dict, to_config_dict
+from dllm_jax.errors import UsageError
+
+
+def with_value(name: str, value: object) -> Config:
+    values = to_config_dict(Config())
+    section, field = name.split(".")
+    with values[section].ignore_type():
+        values[section][field] = value
+    return from_config_dict(values)
+
+
+def test_defaults_survive_the_round_trip() -> None:
+    assert from_config_dict(to_config_dict(Config())) == Config()
+    assert from_config_dict(base.get_config()) == Config()
+
+
+def test_vanilla_is_the_default_sampler() -> None:
+    decode = from_config_dict(vanilla.get_config()).decode
+    assert (decode.policy, decode.cache, decode.stop) == ("low_confidence", "none", "none")
+    assert (decode.gen_length, decode.block_length) == (96, 32)
+
+
+def test_every_setting_has_help() -> None:
+    for section in dataclasses.fields(Config):
+        settings = getattr(Config(), section.name)
+        assert type(settings).__doc__
+        assert all(field.metadata["help"] for field in dataclasses.fields(settings))
+
+
+def test_zeros_of_the_schedule_are_filled_in() -> None:
+    assert block_schedule(DecodeSettings(gen_length=64, block_length=0, steps=0)) == (64, 64)
+    assert block_schedule(DecodeSettings(gen_length=64, block_length=16, steps=8)) == (16, 8)
+
+
+def test_an_int_is_a_fine_float() -> None:
+    assert isinstance(with_value("decode.temperature", 1).decode.temperature, float)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("decode.polcy", "x", "decode.polcy"),
+        ("decode.gen_length", "96", "decode.gen_length: expected int, got '96'"),
+        ("decode.gen_length", True, "decode.gen_length: expected int, got True"),
+        ("decode.gen_length", None, "decode.gen_length: expected int, got None"),
+        ("decode.temperature", "hot", "decode.temperature: expected float, got 'hot'"),
+        ("decode.temperature", float("nan"), "decode.temperature: expected a finite number, got nan"),
+        ("decode.temperature", -1.0, "decode.temperature: expected at least 0, got -1.0"),
+        ("decode.cfg_scale", -0.5, "decode.cfg_scale: expected at least 0"),
+        ("model.verify", 1, "model.verify: expected bool, got 1"),
+        ("model.dtype", "int8", "model.dtype: expected one of auto, float32, bfloat16, float16, got 'int8'"),
+        ("decode.policy", "best", "decode.policy: expected one of"),
+        ("input.on_error", "warn", "input.on_error: expected one of fail, skip, got 'warn'"),
+        ("mesh.tensor", -1, "mesh.tensor: expected at least 0, got -1"),
+        ("decode.gen_length", 0, "decode.gen_length: expected at least 1, got 0"),
+        ("decode.batch_size", 0, "decode.batch_size: expected at least 1, got 0"),
+        ("decode.block_length", 36, "decode.block_length: expected a divisor of decode.gen_length 96, got 36"),
+        ("decode.steps", 64, "decode.steps: expected a multiple of the number of blocks 3, got 64"),
+    ],
+)
+def test_bad_setting_names_field_expected_and_got(name: str, value: object, expected: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        with_value(name, value)
+    assert expected in str(caught.value)
+
+
+def test_one_prompt_and_a_file_exclude_each_other() -> None:
+    values = to_config_dict(Config())
+    values.input.path, values.input.prompt = "in.jsonl", "hi"
+    with pytest.raises(UsageError, match=r"input\.prompt: expected none together with input\.path"):
+        from_config_dict(values)
