@@ -29,11 +29,11 @@ def logits(
         tokens_BL: token ids.
         valid_BL: False for padding, which no token attends to; positions count the valid tokens. Default: all valid.
     """
-    tokens_BL = jnp.asarray(tokens_BL, jnp.int32)
-    valid_BL = jnp.ones(tokens_BL.shape, bool) if valid_BL is None else jnp.asarray(valid_BL, bool)
-    if valid_BL.shape != tokens_BL.shape:
-        raise UsageError(f"valid_BL: expected the shape of tokens_BL {tokens_BL.shape}, got {valid_BL.shape}")
-    return np.asarray(_logits(model.graphdef, model.params, tokens_BL, valid_BL))
+    tokens = jnp.asarray(tokens_BL, jnp.int32)
+    valid = jnp.ones(tokens.shape, bool) if valid_BL is None else jnp.asarray(valid_BL, bool)
+    if valid.shape != tokens.shape:
+        raise UsageError(f"valid_BL: expected the shape of tokens_BL {tokens.shape}, got {valid.shape}")
+    return np.asarray(_logits(model.graphdef, model.params, tokens, valid))
 
 
 @jax.jit
@@ -49,9 +49,7 @@ def _logits(
     return module.unembed(hidden_BLD).astype(jnp.float32)
 
 
-def decode(
-    model: Model, prompts: Sequence[Sequence[int]], config: Config | ConfigDict
-) -> DecodeResult:
+def decode(model: Model, prompts: Sequence[Sequence[int]], config: Config | ConfigDict) -> DecodeResult:
     """Decodes prompts of any number and length.
 
     Args:

@@ -28,6 +28,7 @@ from rich.text import Text
 from dllm_jax.config import Config, from_config_dict, to_config_dict
 from dllm_jax.errors import UsageError
 
+INTERRUPTED = 130  # exit code after Ctrl-C
 # The dataclass field of every setting by its full name.
 FIELDS: dict[str, Any] = {
     f"{section.name}.{field.name}": field
@@ -36,7 +37,7 @@ FIELDS: dict[str, Any] = {
 }
 # Set unless the user did: tokenizers come from local folders only, and transformers need not say that torch is missing.
 _ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-# Added to XLA_FLAGS unless the user gave it: on GPUs cuBLAS reads the weights of a small batch faster than Triton's products.
+# Added to XLA_FLAGS unless the user gave it: on GPUs cuBLAS reads the weights of a small batch faster than Triton.
 _XLA_FLAG = "--xla_gpu_enable_triton_gemm"
 
 
@@ -48,7 +49,10 @@ def run(main: Callable[[Config], None], *, description: str, default_config: str
         description: what --help shows above the settings.
         default_config: the config file used without --config.
     """
-    sys.exit(execute(main, sys.argv, description=description, default_config=default_config))
+    code = execute(main, sys.argv, description=description, default_config=default_config)
+    if code == INTERRUPTED:
+        os._exit(code)  # at once: a normal exit waits for the running computation, or crashes under its threads
+    sys.exit(code)
 
 
 def execute(main: Callable[[Config], None], argv: Sequence[str], *, description: str, default_config: str) -> int:
@@ -66,8 +70,8 @@ def execute(main: Callable[[Config], None], argv: Sequence[str], *, description:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        print("interrupted", file=sys.stderr, flush=True)
+        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
         return 1

@@ -1,8 +1,8 @@
 """Every setting of every command: names, defaults, help, and all validation.
 
-The frozen dataclasses here are what the library takes. Experiment files (`configs/*.py`) start from `to_config_dict(Config())`
-and change a few fields; `from_config_dict` brings a `ConfigDict` back, checks types and unknown names, and calls `validate`.
-This module imports no JAX, so that a command can show help or an error at once.
+The frozen dataclasses here are what the library takes. Experiment files (`configs/*.py`) start from
+`to_config_dict(Config())` and change a few fields; `from_config_dict` brings a `ConfigDict` back, checks types and
+unknown names, and calls `validate`. This module imports no JAX, so that a command can show help or an error at once.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ T = TypeVar("T")
 def setting(default: T, help_text: str, *, choices: tuple[str, ...] = ()) -> T:
     """A dataclass field with its line of --help and, for a string, the values it may take."""
     metadata = {"help": help_text, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)  # type: ignore[return-value]
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _build(cls: type[T], values: ConfigDict, prefix: str) -> T:
     given = {}
     for name, value in values.items():
         expected, field = types[name], prefix + name
-        if dataclasses.is_dataclass(expected):
+        if isinstance(expected, type) and dataclasses.is_dataclass(expected):
             if not isinstance(value, ConfigDict):
                 raise UsageError(f"{field}: expected a section of settings, got {value!r}")
             given[name] = _build(expected, value, field + ".")

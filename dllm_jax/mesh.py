@@ -1,8 +1,8 @@
 """The device mesh and the rules that place every parameter and every batch on it.
 
-Axes of the mesh: `data` splits the batch only; `fsdp` splits the batch and the width of every weight; `tensor` splits heads,
-the MLP and the vocabulary. Parameters carry logical axis names (`models/layers.py`); the rules here map them to the mesh.
-`jax.jit` over arrays placed with `NamedSharding` is what used to be called pjit.
+Axes of the mesh: `data` splits the batch only; `fsdp` splits the batch and the width of every weight; `tensor` splits
+heads, the MLP and the vocabulary. Parameters carry logical axis names (`models/layers.py`); the rules here map them
+to the mesh. `jax.jit` over arrays placed with `NamedSharding` is what used to be called pjit.
 """
 
 import math
@@ -48,7 +48,7 @@ def make_mesh(*, data: int = 0, fsdp: int = 0, tensor: int = 0, batch_size: int 
 
 
 def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where a parameter lives: every logical axis by the rules, or replicated where the mesh axis does not divide it."""
+    """Where a parameter lives: every logical axis by the rules, replicated if the mesh axis does not divide it."""
     names = []
     for axis, size in zip(axes, shape, strict=True):
         mesh_axis = LOGICAL_RULES.get(axis or "")
@@ -59,7 +59,7 @@ def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: M
 def state_shardings(abstract_state: nnx.State, mesh: Mesh) -> nnx.State:
     """The sharding of every parameter of an abstract state (`nnx.eval_shape`), in the same tree."""
 
-    def place(variable: nnx.Param) -> nnx.Param:
+    def place(variable: nnx.Variable) -> nnx.Variable:
         spec = parameter_spec(variable.get_metadata()["logical_axes"], variable.shape, mesh)
         return variable.replace(NamedSharding(mesh, spec))
 

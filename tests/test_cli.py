@@ -181,6 +181,18 @@ def test_help_and_errors_need_no_jax() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60)
 
 
+def test_interrupt_ends_the_process_at_once() -> None:
+    code = (
+        "import atexit; from dllm_jax import cli\n"
+        "def main(config):\n"
+        "    atexit.register(print, 'teardown')  # where JAX waits for a running computation\n"
+        "    raise KeyboardInterrupt\n"
+        "cli.run(main, description='', default_config='configs/vanilla.py')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def test_closed_pipe_is_quiet() -> None:
     command = f"{sys.executable} -m decode.run --help | true"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)

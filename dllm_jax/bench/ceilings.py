@@ -56,9 +56,9 @@ def measure_ceilings(device: jax.Device, dtype: jnp.dtype, *, repeats: int, size
     def seconds(program: Callable[..., Array], *arguments: Array) -> float:
         return time_loop(program, jax.device_put(arguments, device), trips=sizes.trips, repeats=repeats).median
 
+    averaging = jnp.full((side, side), 1 / side, dtype)
     return Ceilings(
-        read_bytes_per_second=side**2 * dtype.itemsize
-        / seconds(_multiply, jnp.full((side, side), 1 / side, dtype), jnp.ones(side, dtype)),
+        read_bytes_per_second=averaging.nbytes / seconds(_multiply, averaging, jnp.ones(side, dtype)),
         copy_bytes_per_second=2 * sizes.bytes / seconds(_copy, jnp.zeros(sizes.bytes // 4, jnp.int32)),
         matmul_flops_per_second=2 * sizes.matmul**3 / seconds(_multiply, matrix, matrix),
     )

@@ -1,7 +1,7 @@
 """What one forward must cost: the arithmetic and the memory traffic that no implementation can avoid.
 
-Counted are matrix products, weights read once, and keys and values. Left out as negligible are norms, rotations, softmax
-and activations, and embedding rows that no token names. Shape letters as in `models/layers.py`.
+Counted are matrix products, weights read once (of the embedding only the rows that tokens name), keys and values. Left
+out as negligible are activations, norms, rotations and softmax. Shape letters as in `models/layers.py`.
 """
 
 from typing import NamedTuple
@@ -28,9 +28,7 @@ def layer_parameters(config: TransformerConfig) -> int:
     return attention + 3 * config.embed_dim * config.mlp_dim
 
 
-def forward_cost(
-    config: TransformerConfig, *, rows: int, columns: int, keys: int, slots: int, itemsize: int
-) -> Cost:
+def forward_cost(config: TransformerConfig, *, rows: int, columns: int, keys: int, slots: int, itemsize: int) -> Cost:
     """The cost of one forward of the model and of its head.
 
     Args:

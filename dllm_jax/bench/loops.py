@@ -1,4 +1,4 @@
-"""Times one trip of a compiled loop, the way a decode runs its steps: on the device, with nothing of the host in between."""
+"""Times one trip of a compiled loop, the way a decode runs its steps: on the device, the host out of the way."""
 
 import statistics
 import time
@@ -22,9 +22,9 @@ class LoopTiming(NamedTuple):
 def time_loop(program: Callable[..., Any], arguments: tuple[Any, ...], *, trips: int, repeats: int) -> LoopTiming:
     """Times a program that ends with a loop.
 
-    A repeat runs the program with `trips` trips and with none; a trip takes the difference over `trips`. What stands before
-    the loop, dispatch and transfers cancel out. The count is an argument, so both runs are the same compiled program and
-    the compiler can neither unroll the loop nor see that it ends.
+    A repeat runs the program with `trips` trips and with none, and a trip takes the difference over `trips`: dispatch,
+    transfers and what stands before the loop cancel out. The count is an argument, so both runs are the same compiled
+    program and the compiler cannot unroll the loop.
 
     Args:
         program: (*arguments, count: int32 scalar) -> arrays that depend on the last trip; not yet compiled.

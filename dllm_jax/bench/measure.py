@@ -16,13 +16,14 @@ from dllm_jax.bench.loops import time_loop
 from dllm_jax.config import BenchSettings
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.driver import Engine
+from dllm_jax.decoding.driver import Carry, Engine
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.base import Commit, CommitPolicy, View
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.mesh import batch_multiple
+from dllm_jax.models.cache import Cache
 
 Prompts = Sequence[Sequence[int]]
 
@@ -83,12 +84,12 @@ def time_steps(decoder: Decoder, prompts: Prompts, *, bench: BenchSettings) -> l
         bench: repeats and trips of the loop.
     """
     engine, state = _begin(decoder, prompts)
-    engine = engine.replace(policy=Endless(engine.policy), block_limit=None)
+    engine = dataclasses.replace(engine, policy=Endless(engine.policy), block_limit=None)
     geometry, widths = engine.geometry, engine.step_widths(engine.geometry)
     rows = state.tokens_BL.shape[0] // batch_multiple(decoder.model.mesh) * (2 if engine.sampler.guided else 1)
 
     def timed(step: str, program: Callable[..., DecodeState], *, block: int, columns: int, keys: int) -> StepTiming:
-        arguments = (engine, state.replace(block_B=jnp.full_like(state.block_B, block)))
+        arguments = (engine, dataclasses.replace(state, block_B=jnp.full_like(state.block_B, block)))
         with decoder.precision():
             timing = time_loop(program, arguments, trips=bench.steps, repeats=bench.repeats)
         cost = forward_cost(
@@ -123,9 +124,11 @@ def cached_steps(width: int) -> Callable[[Engine, DecodeState, Int[Array, ""]], 
         block, geometry = driver.current_block(state), engine.geometry
         carry, cache = engine.full_step(engine.start(state), length=geometry.length)
         cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, geometry.slack), (0, 0), (0, 0))), cache)
-        return jax.lax.fori_loop(
-            0, count, lambda _, loop: engine.cached_step(*loop, block, width=width), (carry, cache)
-        )[0].state
+
+        def body(_: Int[Array, ""], loop: tuple[Carry, Cache]) -> tuple[Carry, Cache]:
+            return engine.cached_step(*loop, block, width=width)
+
+        return jax.lax.fori_loop(0, count, body, (carry, cache))[0].state
 
     return program
 
@@ -163,7 +166,7 @@ def peak_memory(compiled: jax.stages.Compiled) -> int:
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
-    plan = compiled.memory_analysis()
+    plan: Any = compiled.memory_analysis()
     kept = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return kept + plan.temp_size_in_bytes
 

@@ -133,8 +133,8 @@ def summary(results: Mapping[str, Any]) -> str:
     ceilings, device, config = results["ceilings"], results["device"], results["config"]
     decode, versions = config["decode"], results["versions"]
     return "\n".join([
-        f"{config['model']['preset'] or config['model']['path']} in {results['dtype']}, policy {decode['policy']}, cache "
-        f"{decode['cache']}, on {device['kind']} ({math.prod(results['mesh'].values())} of {device['count']} devices), "
+        f"{config['model']['preset'] or config['model']['path']} in {results['dtype']}, policy {decode['policy']}, "
+        f"cache {decode['cache']}, on {math.prod(results['mesh'].values())} of {device['count']} {device['kind']} devices, "
         f"jax {versions['jax']}, python {versions['python']}",
         f"ceilings: read {ceilings['read_bytes_per_second'] / 1e9:.1f} GB/s, copy "
         f"{ceilings['copy_bytes_per_second'] / 1e9:.1f} GB/s, matrix product "

@@ -1,7 +1,6 @@
 """The small files of a checkpoint folder, and how a folder comes into being: whole or not at all."""
 
 import contextlib
-import dataclasses
 import json
 import shutil
 import uuid
@@ -18,6 +17,7 @@ COMPANIONS = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
     "generation_config.json", "*.py",
 )  # fmt: skip
+SIZES = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "vocab_size", "max_length")
 NAMES_IN_ERRORS = 8
 
 
@@ -58,10 +58,10 @@ def read_config(folder: Path) -> TransformerConfig:
         raise UsageError(f"{folder}: {error}") from error
     except (TypeError, ValueError, ArithmeticError) as error:
         raise UsageError(f"{path}: expected numbers that describe a model, got {error}") from error
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.type is int and not (type(value) is int and value >= (0 if field.name.endswith("_id") else 1)):
-            raise UsageError(f"{path}: expected a whole number for {field.name}, got {value!r}")
+    for name in SIZES:
+        size = getattr(config, name)
+        if type(size) is not int or size < 1:
+            raise UsageError(f"{path}: expected a positive whole number for {name}, got {size!r}")
     for name in ("mask_id", "eos_id", "eot_id"):
         token = getattr(config, name)
         if token is not None and not (type(token) is int and 0 <= token < config.vocab_size):

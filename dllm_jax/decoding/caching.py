@@ -1,8 +1,9 @@
 """Which keys and values are kept between forwards.
 
-A full forward at a block's start makes those of the whole canvas. Until every row has left the block, cached steps run only
-the columns [block start, block start + width) against them and overwrite their own; the rest stays as it was, the prompt
-and other blocks frozen (Fast-dLLM, arXiv 2505.22618, section 3.2). A strategy is no more than a table of those widths.
+A full forward at a block's start makes those of the whole canvas. Until every row has left the block, cached steps
+run only the columns [block start, block start + width) against them and overwrite their own; the rest stays as it
+was, the prompt and other blocks frozen (Fast-dLLM, arXiv 2505.22618, section 3.2). A strategy is no more than a table
+of those widths.
 """
 
 import dataclasses

@@ -1,11 +1,12 @@
 """The one decoding loop. Decoders differ in what is plugged into it, never in a loop of their own.
 
 An iteration is one forward of the diffusion model: the cache strategy says which columns run, `prediction` turns hidden
-states into tokens and confidences, the policy says which are committed, and `step` (the only writer of the state) writes
-them and advances rows. The outer loop's forward sees the whole canvas; with a cache its keys and values then serve an inner
-loop of cheaper forwards until the cache is stale.
+states into tokens and confidences, the policy says which are committed, and `step` (the only writer of the state)
+writes them and advances rows. The outer loop's forward sees the whole canvas; with a cache its keys and values then
+serve an inner loop of cheaper forwards until the cache is stale.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -79,14 +80,15 @@ class Engine:
         else:  # blocks that ran out of forwards may have left masks behind, which compete again
             start_B, slots = jnp.full_like(state.block_B, geometry.prompt_length), geometry.gen_length
         hidden = jnp.pad(hidden, ((0, 0), (0, geometry.columns - length), (0, 0)))
-        hidden = take_columns(hidden, self._paired(start_B), width=slots)
+        hidden = take_columns(hidden, self._paired(start_B - self._shift), width=slots)
         return self.step(carry, hidden, start_B=start_B, active_B=state.live_B, columns=length), cache
 
     def cached_step(self, carry: Carry, cache: Cache, block: Int[Array, ""], *, width: int) -> tuple[Carry, Cache]:
         """One iteration of the rows in `block` with a forward of `width` columns from its start, updating the cache."""
-        state = carry.state
+        state, shift = carry.state, self._shift
         start = self.geometry.block_start(block)
-        hidden, cache = self._forward(state, start, width=width, keys=cache[0].k.shape[1], cache=cache)
+        keys = cache[0].k.shape[1]
+        hidden, cache = self._forward(state, start - shift, width=width + shift, keys=keys, cache=cache)
         slots = hidden[:, : self.geometry.block_length]
         start_B = jnp.full_like(state.block_B, start)
         return self.step(carry, slots, start_B=start_B, active_B=in_block(state, block), columns=width), cache
@@ -103,6 +105,11 @@ class Engine:
         positions_BT = self._paired(canvas.positions(columns_T, state.pad_B))
         mask = self._paired(canvas.key_mask(state.pad_B, state.end_B, columns=keys))
         return self.model(tokens_BT, positions_BT, mask=mask, cache=cache, start=start)
+
+    @property
+    def _shift(self) -> int:
+        """Columns left of a slot where its logits are made: 1 for models that predict the next token (Dream)."""
+        return self.model.config.logit_shift
 
     def _paired(self, x: Array) -> Array:
         """Under guidance, x twice along the batch: for the canvases and for their promptless copies."""
@@ -148,7 +155,8 @@ class Engine:
         tokens_BL = written(state.tokens_BL, commit.token_BQ)
         leave_B = active_B & (commit.leave_B | self._cut_short(state, tokens_BL))
         block_B = state.block_B + leave_B
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             tokens_BL=tokens_BL,
             commit_step_BL=written(state.commit_step_BL, state.nfe_B[:, None] + 1),
             confidence_BL=written(state.confidence_BL, prediction.confidence_BQ),
@@ -166,7 +174,7 @@ class Engine:
         return jnp.minimum(self.geometry.block_start(state.block_B + 1), state.end_B)
 
     def _cut_short(self, state: DecodeState, tokens_BL: Int[Array, "B L"]) -> Bool[Array, "B"]:
-        """Rows that must leave their block because its forwards are used up, or it alone is full (earlier ones may not be)."""
+        """Rows whose block has used up its forwards, or is full although earlier ones are not."""
         if self.block_limit is None:
             return jnp.zeros_like(state.live_B)
         columns_1L = jnp.arange(tokens_BL.shape[1])[None, :]
@@ -235,7 +243,7 @@ def take_columns(x: Array, start_B: Int[Array, "B"], *, width: int) -> Array:
 
 
 def put_columns(x: Array, new: Array, start_B: Int[Array, "B"]) -> Array:
-    """x [B, L] with the columns from start on replaced by new [B, Q]."""
+    """Returns x [B, L] with the columns from start on replaced by new [B, Q]."""
     return jax.vmap(lambda row, part, start: jax.lax.dynamic_update_slice_in_dim(row, part, start, axis=0))(
         x, new, start_B
     )
@@ -243,6 +251,4 @@ def put_columns(x: Array, new: Array, start_B: Int[Array, "B"]) -> Array:
 
 def freeze(new: Any, old: Any, active_B: Bool[Array, "B"]) -> Any:
     """A tree of per-row arrays, new for the active rows and old for the others."""
-    return jax.tree.map(
-        lambda n, o: jnp.where(jnp.expand_dims(active_B, tuple(range(1, n.ndim))), n, o), new, old
-    )
+    return jax.tree.map(lambda n, o: jnp.where(jnp.expand_dims(active_B, tuple(range(1, n.ndim))), n, o), new, old)

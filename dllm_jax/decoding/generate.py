@@ -71,14 +71,12 @@ class Decoder:
             raise UsageError(f"prompt: expected token ids from 0 to {self.model.config.vocab_size - 1}, got {wrong}")
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Groups prompts for decoding: indices by padded length, shortest first, at most `decode.batch_size` together."""
+        """Indices of prompts to decode together: of one padded length, at most `decode.batch_size`, shortest first."""
         groups: dict[int, list[int]] = {}
         for index, length in enumerate(lengths):
             groups.setdefault(self._prompt_length(length), []).append(index)
         size = self.config.decode.batch_size
-        return [
-            group[at : at + size] for _, group in sorted(groups.items()) for at in range(0, len(group), size)
-        ]
+        return [group[at : at + size] for _, group in sorted(groups.items()) for at in range(0, len(group), size)]
 
     def __call__(self, prompts: Sequence[Sequence[int]], *, rows: Sequence[int] | None = None) -> DecodeResult:
         """Decodes one batch.
@@ -98,7 +96,7 @@ class Decoder:
             begin, before = time.perf_counter(), CompileCount.now()
             decode.lower(engine, state).compile()  # the call below finds the program
             compiled = time.perf_counter()
-            final = jax.device_get(decode(engine, state))
+            final = jax.block_until_ready(decode(engine, state))
         made = CompileCount.now() - before
         timing = Timing(compiled - begin, time.perf_counter() - compiled, made.programs, made.cache_hits)
         return self._result(final, engine.geometry, timing, rows=len(prompts))
@@ -144,14 +142,18 @@ class Decoder:
     def _result(self, final: DecodeState, geometry: Geometry, timing: Timing, *, rows: int) -> DecodeResult:
         """Cuts a finished batch to its real rows and its generated columns."""
         generated = slice(geometry.prompt_length, geometry.length)
-        tokens_BG = final.tokens_BL[:rows, generated]
+
+        def host(array: jax.Array) -> np.ndarray:
+            return np.asarray(array)[:rows]
+
+        tokens_BG = host(final.tokens_BL)[:, generated]
         num_tokens_B, reasons = finish(tokens_BG, eos_id=self.model.config.eos_id, eot_id=self.eot_id)
         return DecodeResult(
             tokens_BG=tokens_BG,
-            nfe_B=final.nfe_B[:rows],
-            commit_step_BG=final.commit_step_BL[:rows, generated],
-            confidence_BG=final.confidence_BL[:rows, generated],
-            end_B=final.end_B[:rows] - geometry.prompt_length,
+            nfe_B=host(final.nfe_B),
+            commit_step_BG=host(final.commit_step_BL)[:, generated],
+            confidence_BG=host(final.confidence_BL)[:, generated],
+            end_B=host(final.end_B) - geometry.prompt_length,
             num_tokens_B=num_tokens_B,
             finish_reason=reasons,
             iterations=int(final.iterations),

@@ -1,7 +1,8 @@
 """From the logits of the prediction slots to a token, its confidence and its margin.
 
-LLaDA's rules (arXiv 2502.09992, section 2.4, and its released sampler): the token is drawn with Gumbel noise scaled by the
-temperature, the logits are not divided by it; the confidence is the clean softmax probability of the drawn token.
+LLaDA's rules (arXiv 2502.09992, section 2.4, and its released sampler): the token is drawn with Gumbel noise scaled
+by the temperature, the logits are not divided by it; the confidence is the clean softmax probability of the drawn
+token.
 """
 
 import jax
@@ -93,8 +94,6 @@ def predict(
     )
 
 
-def predict_slots(
-    logits: Float[Array, "rows Q V"], sampler: Sampler, *, noise: jax.Array | None
-) -> Prediction:
+def predict_slots(logits: Float[Array, "rows Q V"], sampler: Sampler, *, noise: jax.Array | None) -> Prediction:
     """`predict` on the raw output of a forward, guidance included."""
     return predict(guide(logits, sampler) if sampler.guided else logits, sampler, gumbel_BQV=noise)

@@ -59,7 +59,7 @@ class KeyedNoise:
 
 
 def top_n(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"], n_B: Int[Array, "B"]) -> Bool[Array, "B Q"]:
-    """The n open slots of the highest score in every row (all, if fewer are open); of equals the lowest position first."""
+    """The n open slots of the highest score in every row, or all; of equals the lowest position first."""
     return open_BQ & (rank(score_BQ, open_BQ) < n_B[:, None])
 
 

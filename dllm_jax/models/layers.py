@@ -4,6 +4,8 @@ Shape letters: B batch, T queries, S keys, D model width, K key/value heads, G q
 H head width, F hidden width of the MLP, V vocabulary.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -78,7 +80,7 @@ def attend(
             A TPU kernel would be a third name here.
     """
     fits_cudnn = q.shape[1] % CUDNN_LENGTH_MULTIPLE == 0 and k.shape[1] % CUDNN_LENGTH_MULTIPLE == 0
-    implementation = "cudnn" if kernel == "cudnn" and fits_cudnn else "xla"
+    implementation: Literal["cudnn", "xla"] = "cudnn" if kernel == "cudnn" and fits_cudnn else "xla"
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
 
 
@@ -122,7 +124,9 @@ class Attention(nnx.Module):
         q = rotate(q.reshape(batch, queries, kv_heads * groups, head_dim), positions_BT, theta=self.theta)
         own = LayerCache(k=rotate(k, positions_BT, theta=self.theta), v=v)
         seen = own if cache is None else write(cache, own, start)
-        heads = attend(q, seen.k, seen.v, mask=mask, kernel=self.kernel).reshape(q.shape[:2] + (kv_heads, groups, -1))
+        heads = attend(q, seen.k, seen.v, mask=mask, kernel=self.kernel).reshape(
+            batch, queries, kv_heads, groups, head_dim
+        )
         return jnp.einsum("btkgh,kghd->btd", heads, self.out[...]), seen
 
 

@@ -40,8 +40,10 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     Raises:
         UsageError: a field is missing, or asks for a variant that is not built.
     """
-    needed = ("d_model", "n_heads", "n_layers", "mlp_hidden_size", "vocab_size", "rope_theta", "max_sequence_length")
-    needed += ("mask_token_id", "eos_token_id")
+    needed = (
+        "d_model", "n_heads", "n_layers", "mlp_hidden_size", "vocab_size", "rope_theta", "max_sequence_length",
+        "mask_token_id", "eos_token_id",
+    )  # fmt: skip
     missing = [name for name in needed if fields.get(name) is None]
     if missing:
         raise UsageError(f"config.json: expected the field(s) {', '.join(missing)}, got none")

@@ -14,8 +14,9 @@ from dllm_jax.models.transformer import Transformer, TransformerConfig
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Weights and what is needed to run them. `graphdef` and `params` go into a jitted function as arguments and are merged
-    inside it (`nnx.merge`): a module captured by a closure would put its weights into the program as constants.
+    """Weights and what is needed to run them. `graphdef` and `params` go into a jitted function as arguments and are
+    merged inside it (`nnx.merge`): a module captured by a closure would put its weights into the program as
+    constants.
     """  # noqa: D205
 
     config: TransformerConfig

@@ -1,7 +1,8 @@
 """The one transformer behind every family: pure (tokens, positions, mask, cache) -> (hidden, cache), and its head.
 
 Families differ in the fields of `TransformerConfig` and in the names of their tensors (`llada.py`, ...). Nothing here
-samples, pads or knows what a canvas is. Layers are a list, not a scan: unrolled they decode faster (README, Performance).
+samples, pads or knows what a canvas is. Layers are a list, not a scan: unrolled they decode faster (README,
+Performance).
 """
 
 import dataclasses
@@ -16,9 +17,9 @@ from dllm_jax.models.layers import Attention, RMSNorm, SwiGLU, parameter
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Everything that decides shapes and arithmetic of a model; hashable, read from config.json by the family's file."""
+    """Everything that decides a model's shapes and arithmetic; hashable, read from config.json by its family."""
 
-    family: str  # "llada"
+    family: str  # "llada", "dream" or "qwen2"
     num_layers: int
     embed_dim: int
     num_heads: int
@@ -32,6 +33,7 @@ class TransformerConfig:
     qkv_bias: bool = False
     tied_embeddings: bool = False
     causal: bool = False
+    logit_shift: int = 0  # 1: a position is predicted by the hidden state of its left neighbour (Dream)
     mask_id: int | None = None  # the [MASK] token; None for autoregressive models
     eos_id: int  # end of text, also the padding
     eot_id: int | None = None  # end of turn
@@ -103,9 +105,7 @@ class Transformer(nnx.Module):
         x = self.embedding[...][tokens_BT]
         seen: Cache = []
         for index, layer in enumerate(self.layers):
-            x, layer_cache = layer(
-                x, positions_BT, mask, cache=None if cache is None else cache[index], start=start
-            )
+            x, layer_cache = layer(x, positions_BT, mask, cache=None if cache is None else cache[index], start=start)
             seen.append(layer_cache)
         return self.final_norm(x), seen
 

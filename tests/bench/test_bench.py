@@ -39,9 +39,7 @@ def bench(**settings: object) -> int:
     return cli.execute(main, ["bench", *flags], description="", default_config=config)
 
 
-@pytest.mark.parametrize(
-    ("cache", "columns"), [("none", [64]), ("dual", [64, 8]), ("prefix", [64, 8, 32])]
-)
+@pytest.mark.parametrize(("cache", "columns"), [("none", [64]), ("dual", [64, 8]), ("prefix", [64, 8, 32])])
 def test_every_kind_of_step_and_the_decode(tmp_path: Path, cache: str, columns: list[int]) -> None:
     path = tmp_path / "bench.json"
     assert bench(decode__cache=cache, output__path=path) == 0
@@ -84,9 +82,7 @@ def test_tables_and_batch_sizes(capsys: pytest.CaptureFixture[str]) -> None:
         ("model__preset", "llada_9b", "model.preset: expected one of"),
     ],
 )
-def test_mistakes_are_one_line(
-    capsys: pytest.CaptureFixture[str], field: str, value: object, expected: str
-) -> None:
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], field: str, value: object, expected: str) -> None:
     assert bench(**{field: value}) == 2
     out, err = capsys.readouterr()
     assert out == ""

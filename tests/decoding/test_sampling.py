@@ -51,9 +51,7 @@ def test_prediction_is_softmax_confidence_and_top_two_margin() -> None:
 def test_order_by_the_drawn_or_by_the_likeliest_token(affects: bool, confidence: float) -> None:
     logits = jnp.log(jnp.array([[[0.1, 0.6, 0.3]]]))
     push_first = jnp.array([[[50.0, 0.0, 0.0]]])
-    drawn = predict(
-        logits, sampler(temperature=1.0, temperature_affects_order=affects), gumbel_BQV=push_first
-    )
+    drawn = predict(logits, sampler(temperature=1.0, temperature_affects_order=affects), gumbel_BQV=push_first)
     assert drawn.token_BQ == 0
     np.testing.assert_allclose(drawn.confidence_BQ, confidence, rtol=1e-5)
 

@@ -1,7 +1,7 @@
 """The contract of a commit policy: which of the predicted tokens are written in this step.
 
-A policy is a `flax.struct.dataclass`: its numbers are traced leaves (a sweep compiles once), what changes the program is a
-static field. To add a decoder, add a file here and a line in `build.py`.
+A policy is a `flax.struct.dataclass`: its numbers are traced leaves (a sweep compiles once), what changes the program
+is a static field. To add a decoder, add a file here and a line in `build.py`.
 """
 
 from typing import Any, NamedTuple, Protocol

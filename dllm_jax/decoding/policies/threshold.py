@@ -22,7 +22,7 @@ class Threshold:
         return ()
 
     def commit(self, rows: tuple[()], prediction: Prediction, view: View, noise: Noise) -> Commit:
-        """c >= tau, at least the best."""
+        """The open slots with c >= tau, at least the best."""
         sure_BQ = view.open_BQ & (prediction.confidence_BQ >= self.value)
         best_BQ = top_n(prediction.confidence_BQ, view.open_BQ, jnp.ones_like(view.nfe_B))
         mask_BQ = sure_BQ | best_BQ
