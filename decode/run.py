@@ -1,10 +1,11 @@
-"""Decodes prompts with a diffusion language model.
+r"""Decodes prompts with a diffusion language model.
 
 usage: python -m decode.run [--config=FILE] [--config.SECTION.FIELD=VALUE ...]
 
   python -m decode.run --config=configs/vanilla.py
-  python -m decode.run --config.input.prompt="Sort the list: oak, fern, duck." --config.decode.gen_length=64
-  python -m decode.run --config.model.path=LLaDA-8B-Instruct --config.input.path=in.jsonl --config.output.path=out.jsonl
+  python -m decode.run --config.input.prompt="Sort the list: oak, fern, duck."
+  python -m decode.run --config.model.path=LLaDA-8B-Instruct \
+      --config.input.path=in.jsonl --config.output.path=out.jsonl
 
 Results go to output.path, one JSON object per line in input order, and metrics to the same name + .metrics.json. A run
 that was cut off continues where it stopped when started again. Without output.path results are printed: a table on a

@@ -14,6 +14,7 @@ from dllm_jax.config import Config, from_config_dict
 from dllm_jax.decoding.generate import Decoder, decode_all
 from dllm_jax.decoding.state import DecodeResult
 from dllm_jax.errors import UsageError
+from dllm_jax.models.cache import causal_mask
 from dllm_jax.models.model import Model
 
 __all__ = ["decode", "load_model", "logits"]
@@ -44,7 +45,8 @@ def _logits(
     positions_BL = jnp.cumsum(valid_BL, axis=1) - 1
     mask = valid_BL[:, None, None, :]
     if module.config.causal:
-        mask = mask & jnp.tril(jnp.ones((tokens_BL.shape[1],) * 2, bool))[None, None]
+        length = tokens_BL.shape[1]
+        mask = mask & causal_mask(jnp.arange(length)[None], keys=length)
     hidden_BLD, _ = module(tokens_BL, positions_BL, mask=mask)
     return module.unembed(hidden_BLD).astype(jnp.float32)
 

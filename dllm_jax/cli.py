@@ -175,19 +175,20 @@ def _override(values: ConfigDict, argv: list[str]) -> ConfigDict:
 
 
 def _close(name: str) -> str:
-    """What may have been meant by a mistyped flag or config field."""
-    last_names = {full.split(".")[-1]: full for full in FIELDS}
-    matches = difflib.get_close_matches(name, FIELDS, cutoff=0.7)
-    matches += [last_names[last] for last in difflib.get_close_matches(name.split(".")[-1], last_names, cutoff=0.7)]
-    unique = list(dict.fromkeys(f"--config.{match}" for match in matches))
-    return f", close to {', '.join(unique)}" if unique else " (see --help)"
+    """What may have been meant by a mistyped flag or config field: settings with a similar last name."""
+    last_names = {full.split(".")[-1] for full in FIELDS}
+    similar = difflib.get_close_matches(name.split(".")[-1], last_names, cutoff=0.7)
+    candidates = [full for full in FIELDS if full.split(".")[-1] in similar]
+    matches = difflib.get_close_matches(name, candidates, cutoff=0)
+    return f", close to {', '.join(f'--config.{match}' for match in matches)}" if matches else " (see --help)"
 
 
 def _print_help(description: str, config_file: str, values: ConfigDict) -> None:
     """Every setting by section: name, its value in the config file, meaning."""
     console = Console(highlight=False)
     console.width = min(max(console.width, 80), 120)
-    console.print(Text(f"{description.strip()}\n\nSettings, with their values in {config_file}:"))
+    paragraphs = re.sub(r"(?<=\S)\n(?=\S)", " ", description.strip())
+    console.print(Text(f"{paragraphs}\n\nSettings, with their values in {config_file}:"))
     for section in dataclasses.fields(Config):
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, min_width=16)

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from dllm_jax.errors import UsageError
 
-POLICIES = ("low_confidence", "random", "threshold", "factor")
+DREAM_ORDERS = ("entropy", "maskgit_plus", "topk_margin")
+POLICIES = ("low_confidence", "random", "threshold", "factor", *DREAM_ORDERS)
 CACHES = ("none", "prefix", "dual")
 STOPS = ("none",)
 T = TypeVar("T")
@@ -87,15 +88,17 @@ class DecodeSettings:
     cache: str = setting("none", "which keys and values are kept between steps", choices=CACHES)
     stop: str = setting("none", "when a row ends before its last block", choices=STOPS)
     gen_length: int = setting(96, "tokens to generate")
-    block_length: int = setting(32, "tokens decoded together, block after block (0: gen_length, pure diffusion)")
+    block_length: int = setting(32, "tokens decoded together, block after block (0, and Dream's orders: gen_length)")
     steps: int = setting(0, "forwards of the fixed schedules, over all blocks (0: gen_length, one token each)")
     temperature: float = setting(0.0, "temperature of the Gumbel draw; 0 takes the most likely token")
     temperature_affects_order: bool = setting(
         True, "rank positions by the probability of the drawn token (as released), not of the most likely one"
     )
+    top_p: float = setting(1.0, "draw among the likeliest tokens that hold this much probability (1: among all)")
     cfg_scale: float = setting(0.0, "classifier-free guidance; above 0 every forward also runs without the prompt")
     logits_eos_inf: bool = setting(False, "never predict EoS")
     confidence_eos_eot_inf: bool = setting(False, "commit EoS and end-of-turn tokens last")
+    eps: float = setting(1e-3, "time at which the schedule of Dream's orders ends")
     batch_size: int = setting(8, "prompts decoded together")
     seed: int = setting(0, "seed of every random draw")
     compat: str = setting("none", "reproduce the bugs of the reference code", choices=("none", "reference"))
@@ -217,6 +220,12 @@ def _validate_decode(decode: DecodeSettings) -> None:
     _at_least("decode.batch_size", decode.batch_size, 1)
     _at_least("decode.temperature", decode.temperature, 0)
     _at_least("decode.cfg_scale", decode.cfg_scale, 0)
+    if not 0 < decode.top_p <= 1:
+        raise UsageError(f"decode.top_p: expected above 0 and at most 1, got {decode.top_p}")
+    if not 0 < decode.eps < 1:
+        raise UsageError(f"decode.eps: expected above 0 and below 1, got {decode.eps}")
+    if decode.confidence_eos_eot_inf and decode.policy in DREAM_ORDERS:
+        raise UsageError(f"decode.confidence_eos_eot_inf: expected False with decode.policy {decode.policy}, got True")
     block_length, steps = block_schedule(decode)
     if decode.gen_length % block_length:
         raise UsageError(
@@ -228,8 +237,9 @@ def _validate_decode(decode: DecodeSettings) -> None:
 
 
 def block_schedule(decode: DecodeSettings) -> tuple[int, int]:
-    """Block length and total steps with their zeros filled in."""
-    return decode.block_length or decode.gen_length, decode.steps or decode.gen_length
+    """Block length and total steps with their zeros filled in; Dream's orders know one block only."""
+    whole = not decode.block_length or decode.policy in DREAM_ORDERS
+    return decode.gen_length if whole else decode.block_length, decode.steps or decode.gen_length
 
 
 def batch_sizes(bench: BenchSettings) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,16 +39,26 @@ class Endless:
         return self.policy.init(state, geometry)
 
     def commit(self, rows: Any, prediction: Prediction, view: View, noise: Noise) -> Commit:
-        """The policy's commits, without leaving."""
+        """The policy's commits, without leaving the block or ending the row."""
         commit = self.policy.commit(rows, prediction, view, noise)
-        return commit._replace(leave_B=jnp.zeros_like(commit.leave_B))
+        return commit._replace(leave_B=jnp.zeros_like(commit.leave_B), end_B=None)
+
+
+class StepKind(NamedTuple):
+    """A forward and its commit, as one configuration runs them."""
+
+    name: str  # "full": the whole canvas; "cached": against the keys and values of the rest
+    program: Callable[[Engine, DecodeState, Int[Array, ""]], DecodeState]  # so many of them in a loop
+    block: int  # that the rows are in
+    columns: int  # that the forward runs
+    keys: int  # columns that are attended to
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepTiming:
-    """One kind of step: a forward and its commit."""
+    """How long one kind of step takes."""
 
-    step: str  # "full": the whole canvas; "cached": against the keys and values of the rest
+    step: str  # name of the kind
     batch_size: int
     canvas_length: int
     columns: int  # that the forward runs
@@ -76,7 +86,7 @@ class DecodeTiming:
 
 
 def time_steps(decoder: Decoder, prompts: Prompts, *, bench: BenchSettings) -> list[StepTiming]:
-    """Times the full step, and the cached steps of the narrowest and the widest slice if there is a cache.
+    """Times every kind of step that a configuration runs.
 
     Args:
         decoder: model and configuration.
@@ -85,28 +95,37 @@ def time_steps(decoder: Decoder, prompts: Prompts, *, bench: BenchSettings) -> l
     """
     engine, state = _begin(decoder, prompts)
     engine = dataclasses.replace(engine, policy=Endless(engine.policy), block_limit=None)
-    geometry, widths = engine.geometry, engine.step_widths(engine.geometry)
-    rows = state.tokens_BL.shape[0] // batch_multiple(decoder.model.mesh) * (2 if engine.sampler.guided else 1)
+    return [_time_step(decoder, kind, engine=engine, state=state, bench=bench) for kind in step_kinds(engine)]
 
-    def timed(step: str, program: Callable[..., DecodeState], *, block: int, columns: int, keys: int) -> StepTiming:
-        arguments = (engine, dataclasses.replace(state, block_B=jnp.full_like(state.block_B, block)))
-        with decoder.precision():
-            timing = time_loop(program, arguments, trips=bench.steps, repeats=bench.repeats)
-        cost = forward_cost(
-            decoder.model.config, rows=rows, columns=columns, keys=keys, slots=geometry.block_length,
-            itemsize=decoder.model.dtype.itemsize,
-        )  # fmt: skip
-        return StepTiming(
-            step=step, batch_size=len(prompts), canvas_length=geometry.length, columns=columns, seconds=timing.median,
-            seconds_range=(timing.fastest, timing.slowest), compile_seconds=timing.compile_seconds,
-            peak_memory_bytes=peak_memory(timing.compiled), cost=cost.split(decoder.model.mesh.shape["tensor"]),
-        )  # fmt: skip
 
-    timings = [timed("full", full_steps, block=0, columns=geometry.length, keys=geometry.length)]
+def _time_step(
+    decoder: Decoder, kind: StepKind, *, engine: Engine, state: DecodeState, bench: BenchSettings
+) -> StepTiming:
+    mesh, config = decoder.model.mesh, decoder.model.config
+    state = dataclasses.replace(state, block_B=jnp.full_like(state.block_B, kind.block))
+    with decoder.precision():
+        timing = time_loop(kind.program, (engine, state), trips=bench.steps, repeats=bench.repeats)
+    rows = state.tokens_BL.shape[0] // batch_multiple(mesh) * (2 if engine.sampler.guided else 1)
+    cost = forward_cost(
+        config, rows=rows, columns=kind.columns, keys=kind.keys, slots=engine.cache.slots(engine.geometry),
+        itemsize=decoder.model.dtype.itemsize,
+    )  # fmt: skip
+    return StepTiming(
+        step=kind.name, batch_size=decoder.config.decode.batch_size, canvas_length=engine.geometry.length,
+        columns=kind.columns, seconds=timing.median, seconds_range=(timing.fastest, timing.slowest),
+        compile_seconds=timing.compile_seconds, peak_memory_bytes=peak_memory(timing.compiled),
+        cost=cost.split(mesh.shape["tensor"]),
+    )  # fmt: skip
+
+
+def step_kinds(engine: Engine) -> list[StepKind]:
+    """The full step, and with a cache the cached steps of its narrowest and its widest slice."""
+    geometry, widths = engine.geometry, engine.cache.widths(engine.geometry)
+    kinds = [StepKind("full", full_steps, block=0, columns=geometry.length, keys=geometry.length)]
     for width in sorted({min(widths), max(widths)} if widths else ()):
-        block = widths.index(width)
-        timings.append(timed("cached", cached_steps(width), block=block, columns=width, keys=geometry.columns))
-    return timings
+        program, block = cached_steps(width), widths.index(width)
+        kinds.append(StepKind("cached", program, block=block, columns=width, keys=geometry.columns))
+    return kinds
 
 
 def full_steps(engine: Engine, state: DecodeState, count: Int[Array, ""]) -> DecodeState:
@@ -121,12 +140,12 @@ def cached_steps(width: int) -> Callable[[Engine, DecodeState, Int[Array, ""]], 
     """The program of a full forward, and `count` cached ones of this width in the block that the rows are in."""
 
     def program(engine: Engine, state: DecodeState, count: Int[Array, ""]) -> DecodeState:
-        block, geometry = driver.current_block(state), engine.geometry
+        geometry = engine.geometry
         carry, cache = engine.full_step(engine.start(state), length=geometry.length)
         cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, geometry.slack), (0, 0), (0, 0))), cache)
 
         def body(_: Int[Array, ""], loop: tuple[Carry, Cache]) -> tuple[Carry, Cache]:
-            return engine.cached_step(*loop, block, width=width)
+            return engine.cached_step(*loop, width=width)
 
         return jax.lax.fori_loop(0, count, body, (carry, cache))[0].state
 

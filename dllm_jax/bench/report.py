@@ -131,10 +131,10 @@ def _table(*titles: str) -> Table:
 def summary(results: Mapping[str, Any]) -> str:
     """The ceilings and what was measured, in a few lines."""
     ceilings, device, config = results["ceilings"], results["device"], results["config"]
-    decode, versions = config["decode"], results["versions"]
+    decode, versions, used = config["decode"], results["versions"], math.prod(results["mesh"].values())
     return "\n".join([
         f"{config['model']['preset'] or config['model']['path']} in {results['dtype']}, policy {decode['policy']}, "
-        f"cache {decode['cache']}, on {math.prod(results['mesh'].values())} of {device['count']} {device['kind']} devices, "
+        f"cache {decode['cache']}, on {used} of {device['count']} {device['kind']} devices, "
         f"jax {versions['jax']}, python {versions['python']}",
         f"ceilings: read {ceilings['read_bytes_per_second'] / 1e9:.1f} GB/s, copy "
         f"{ceilings['copy_bytes_per_second'] / 1e9:.1f} GB/s, matrix product "

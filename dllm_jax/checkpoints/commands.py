@@ -1,6 +1,6 @@
 """What the commands of this package share: their own absl flags, one error line for mistakes, exit codes.
 
-Exit codes: 0; 2 for bad usage or a bad checkpoint, with one `error:` line; other failures keep their traceback.
+Exit codes: 0; 2 for bad usage or a bad checkpoint, with one `error:` line; 130 after Ctrl-C.
 """
 
 import sys
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from absl import flags
 
+from dllm_jax.cli import INTERRUPTED
 from dllm_jax.errors import UsageError
 
 
@@ -39,4 +40,7 @@ def execute(
     except UsageError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0

@@ -1,18 +1,82 @@
-"""Which keys and values are kept between forwards.
+"""Which columns a forward runs, and which keys and values are kept between forwards.
 
-A full forward at a block's start makes those of the whole canvas. Until every row has left the block, cached steps
-run only the columns [block start, block start + width) against them and overwrite their own; the rest stays as it
-was, the prompt and other blocks frozen (Fast-dLLM, arXiv 2505.22618, section 3.2). A strategy is no more than a table
-of those widths.
+A full forward makes the keys and values of the whole canvas. Cached steps then run a slice of it against them and
+overwrite the slice's own; the rest stays as it was. `BlockCache` holds Fast-dLLM's caches (arXiv 2505.22618, section
+3.2): the slice begins at the block's start, and the cache is made afresh at every block. `WindowCache` is APD's (arXiv
+2506.00413): the slice follows each row's first mask, and the cache is made once.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from dllm_jax.decoding.canvas import Geometry
+from dllm_jax.decoding.state import DecodeState
 
 MAX_WIDTHS = 4  # of a prefix step, and
 MAX_LENGTHS = 4  # of a canvas: every one is one more model to compile
+
+
+class Span(NamedTuple):
+    """Where a forward looks, in canvas columns."""
+
+    first: Int[Array, ""] | Int[Array, "B"]  # first column of a cached step's slice, for all rows or per row
+    slot_B: Int[Array, "B"]  # column of the first prediction slot
+    seen_B: Int[Array, "B"]  # one past the last column that is attended to
+
+
+class CacheStrategy(Protocol):
+    """Places the forwards of a decode. Hashable: a part of the program."""
+
+    def slots(self, geometry: Geometry) -> int:
+        """Prediction slots of a forward."""
+
+    def widths(self, geometry: Geometry) -> tuple[int, ...]:
+        """For every block, the width of its cached steps' slice; empty without cached steps."""
+
+    def columns(self, geometry: Geometry) -> int:
+        """Columns that hold the canvas and every slice (one that stuck out would be moved left silently)."""
+
+    def span(self, state: DecodeState, geometry: Geometry, *, mask_id: int) -> Span:
+        """Where the next forward looks."""
+
+
+StepWidths = Callable[[Geometry], tuple[int, ...]]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCache:
+    """Rows decode block by block; with cached steps, all rows of a batch the same block.
+
+    Attributes:
+        step_widths: the cache, one of `BLOCK_CACHES`.
+        lead: columns that a slice begins before its block: 1 for a model whose logits are made one position earlier.
+    """
+
+    step_widths: StepWidths
+    lead: int
+
+    def slots(self, geometry: Geometry) -> int:
+        """The block."""
+        return geometry.block_length
+
+    def widths(self, geometry: Geometry) -> tuple[int, ...]:
+        """See the functions below."""
+        return tuple(width + self.lead for width in self.step_widths(geometry))
+
+    def columns(self, geometry: Geometry) -> int:
+        """A prefix step's slice may be wider than what follows its block."""
+        starts = [geometry.prompt_length + geometry.block_length * block for block in range(geometry.num_blocks)]
+        widths = self.widths(geometry)
+        return max([geometry.length, *(start + width for start, width in zip(starts, widths, strict=False))])
+
+    def span(self, state: DecodeState, geometry: Geometry, *, mask_id: int) -> Span:
+        """From the block's start."""
+        first = geometry.block_start(current_block(state)) - self.lead
+        return Span(first=first, slot_B=geometry.block_start(state.block_B), seen_B=state.end_B)
 
 
 def no_widths(geometry: Geometry) -> tuple[int, ...]:
@@ -35,15 +99,49 @@ def dual_widths(geometry: Geometry) -> tuple[int, ...]:
     return (geometry.block_length,) * geometry.num_blocks
 
 
-# For every block of a canvas, the width of its cached steps.
-StepWidths = Callable[[Geometry], tuple[int, ...]]
-STEP_WIDTHS: dict[str, StepWidths] = {"none": no_widths, "prefix": prefix_widths, "dual": dual_widths}
+@dataclasses.dataclass(frozen=True)
+class WindowCache:
+    """Rows decode from left to right, each from its own first mask u on.
+
+    A forward sees the columns before u + lookahead. Those from u - kv_window on are run, and before them the ones whose
+    tokens the last step accepted (their keys and values are of masks); kv_window 0 keeps no cache.
+    """
+
+    kv_window: int
+    lookahead: int
+
+    def slots(self, geometry: Geometry) -> int:
+        """The tokens looked ahead."""
+        return self.lookahead
+
+    def widths(self, geometry: Geometry) -> tuple[int, ...]:
+        """Room for the window, as many accepted tokens as were looked ahead at most, and the lookahead."""
+        width = min(self.kv_window + 2 * self.lookahead - 1, geometry.length)
+        return (width,) * geometry.num_blocks if self.kv_window else ()
+
+    def columns(self, geometry: Geometry) -> int:
+        """A slice may begin anywhere."""
+        return geometry.length + max(self.widths(geometry), default=0)
+
+    def span(self, state: DecodeState, geometry: Geometry, *, mask_id: int) -> Span:
+        """Begins at u - W - a + 1 and sees up to u + M, with a tokens accepted by the row's last forward."""
+        columns_1L = jnp.arange(state.tokens_BL.shape[1])[None, :]
+        is_mask_BL = (state.tokens_BL == mask_id) & (columns_1L >= geometry.prompt_length)
+        cursor_B = jnp.min(jnp.where(is_mask_BL, columns_1L, geometry.length), axis=1)
+        accepted_B = jnp.sum((state.commit_step_BL == state.nfe_B[:, None]) & (state.nfe_B[:, None] > 0), axis=1)
+        return Span(
+            first=jnp.maximum(cursor_B - self.kv_window - accepted_B + 1, 0),
+            slot_B=cursor_B,
+            seen_B=jnp.minimum(cursor_B + self.lookahead, state.end_B),
+        )
 
 
-def needed_columns(widths: tuple[int, ...], geometry: Geometry) -> int:
-    """Columns that hold the canvas and every step's slice (one that stuck out would be moved left silently)."""
-    ends = [geometry.prompt_length + geometry.block_length * block + width for block, width in enumerate(widths)]
-    return max([geometry.length, *ends])
+def current_block(state: DecodeState) -> Int[Array, ""]:
+    """The first block that a live row decodes; with cached steps, the block of all of them."""
+    return jnp.min(jnp.where(state.live_B, state.block_B, jnp.iinfo(jnp.int32).max))
+
+
+BLOCK_CACHES: dict[str, StepWidths] = {"none": no_widths, "prefix": prefix_widths, "dual": dual_widths}
 
 
 def shorter_canvases(geometry: Geometry, *, multiple: int) -> tuple[Geometry, ...]:

@@ -6,6 +6,7 @@ Shape letters: B rows (prompts), L canvas columns, P prompt columns, G generated
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -70,9 +71,28 @@ def pad_prompts(
     return tokens_BL, pad_B
 
 
-def positions(columns_L: Int[Array, "T"], pad_B: Int[Array, "B"]) -> Int[Array, "B T"]:
+def positions(columns: Int[Array, "#B T"], pad_B: Int[Array, "B"]) -> Int[Array, "B T"]:
     """Position of every column in its row's own text; negative (and never looked at) in the padding."""
-    return columns_L[None, :] - pad_B[:, None]
+    return columns - pad_B[:, None]
+
+
+def columns_from(first: Int[Array, ""] | Int[Array, "B"], *, width: int) -> Int[Array, "#B T"]:
+    """The columns [first, first + width), for all rows alike or per row."""
+    return jnp.atleast_1d(first)[:, None] + jnp.arange(width)[None, :]
+
+
+def take_columns(x: Array, first: Int[Array, ""] | Int[Array, "B"], *, width: int) -> Array:
+    """The columns [first, first + width) of x [B, L, ...]; the caller keeps them inside."""
+    if jnp.ndim(first) == 0:
+        return jax.lax.dynamic_slice_in_dim(x, first, width, axis=1)
+    return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, width, axis=0))(x, first)
+
+
+def put_columns(x: Array, new: Array, first_B: Int[Array, "B"]) -> Array:
+    """Returns x [B, L] with the columns from `first` on replaced by new [B, Q]."""
+    return jax.vmap(lambda row, part, start: jax.lax.dynamic_update_slice_in_dim(row, part, start, axis=0))(
+        x, new, first_B
+    )
 
 
 def key_mask(pad_B: Int[Array, "B"], end_B: Int[Array, "B"], *, columns: int) -> Bool[Array, "B 1 1 S"]:

@@ -16,9 +16,9 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.decoding import caching, canvas
-from dllm_jax.decoding.caching import StepWidths
+from dllm_jax.decoding.caching import CacheStrategy, Span
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.policies.base import CommitPolicy, View
+from dllm_jax.decoding.policies.base import CommitPolicy, InPlace, View
 from dllm_jax.decoding.prediction import Sampler, predict_slots
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
@@ -46,7 +46,7 @@ class Engine:
     # The canvas, and shorter ones behind it: a batch runs on the shortest that holds its live rows. More than one pays
     # only if rows can end early.
     canvases: tuple[Geometry, ...] = struct.field(pytree_node=False)
-    step_widths: StepWidths = struct.field(pytree_node=False)  # the cache strategy
+    cache: CacheStrategy = struct.field(pytree_node=False)
     mask_id: int = struct.field(pytree_node=False)
 
     @property
@@ -64,7 +64,7 @@ class Engine:
         return Carry(state, self.policy.init(state, self.geometry))
 
     def full_step(self, carry: Carry, *, length: int) -> tuple[Carry, Cache]:
-        """One iteration with a forward of the canvas; logits only for the open block of every row.
+        """One iteration with a forward of the canvas; logits only for the prediction slots of every row.
 
         Args:
             carry: state before the step; no live row ends behind `length`.
@@ -73,38 +73,54 @@ class Engine:
         Returns:
             The state after the step, and the keys and values of those columns.
         """
-        state, geometry = carry.state, self.geometry
-        hidden, cache = self._forward(state, jnp.int32(0), width=length, keys=length)
-        if self.block_limit is None:
-            start_B, slots = geometry.block_start(state.block_B), geometry.block_length
-        else:  # blocks that ran out of forwards may have left masks behind, which compete again
-            start_B, slots = jnp.full_like(state.block_B, geometry.prompt_length), geometry.gen_length
-        hidden = jnp.pad(hidden, ((0, 0), (0, geometry.columns - length), (0, 0)))
-        hidden = take_columns(hidden, self._paired(start_B - self._shift), width=slots)
-        return self.step(carry, hidden, start_B=start_B, active_B=state.live_B, columns=length), cache
+        state, slots = carry.state, self.cache.slots(self.geometry)
+        span = self._span(state)._replace(first=jnp.int32(0))
+        if self.block_limit is not None:  # blocks that ran out of forwards may have left masks, which compete again
+            span, slots = (
+                span._replace(slot_B=jnp.full_like(span.slot_B, self.geometry.prompt_length)),
+                self.geometry.gen_length,
+            )
+        hidden, cache = self._forward(state, span, width=length, keys=length)
+        return self._look(carry, hidden, span, slots=slots, active_B=state.live_B), cache
 
-    def cached_step(self, carry: Carry, cache: Cache, block: Int[Array, ""], *, width: int) -> tuple[Carry, Cache]:
-        """One iteration of the rows in `block` with a forward of `width` columns from its start, updating the cache."""
-        state, shift = carry.state, self._shift
-        start = self.geometry.block_start(block)
-        keys = cache[0].k.shape[1]
-        hidden, cache = self._forward(state, start - shift, width=width + shift, keys=keys, cache=cache)
-        slots = hidden[:, : self.geometry.block_length]
-        start_B = jnp.full_like(state.block_B, start)
-        return self.step(carry, slots, start_B=start_B, active_B=in_block(state, block), columns=width), cache
+    def cached_step(self, carry: Carry, cache: Cache, *, width: int) -> tuple[Carry, Cache]:
+        """One iteration of the rows in the current block, with a forward of a slice of `width` columns.
+
+        Returns:
+            The state after the step, and the cache with the slice's own keys and values.
+        """
+        state, span = carry.state, self._span(carry.state)
+        active_B = in_block(state, caching.current_block(state))
+        hidden, cache = self._forward(state, span, width=width, keys=cache[0].k.shape[1], cache=cache)
+        slots = self.cache.slots(self.geometry)
+        return self._look(carry, hidden, span, slots=slots, active_B=active_B), cache
+
+    def _span(self, state: DecodeState) -> Span:
+        return self.cache.span(state, self.geometry, mask_id=self.mask_id)
 
     def _forward(
-        self, state: DecodeState, start: Int[Array, ""], *, width: int, keys: int, cache: Cache | None = None
+        self, state: DecodeState, span: Span, *, width: int, keys: int, cache: Cache | None = None
     ) -> tuple[Float[Array, "rows T D"], Cache]:
-        """The model on the columns [start, start + width) of every row (twice the rows under guidance)."""
-        tokens_BT = jax.lax.dynamic_slice_in_dim(state.tokens_BL, start, width, axis=1)
-        columns_T = start + jnp.arange(width)
+        """The model on the columns [first, first + width) of every row (twice the rows under guidance)."""
+        tokens_BT = canvas.take_columns(state.tokens_BL, span.first, width=width)
+        columns = canvas.columns_from(span.first, width=width)
         if self.sampler.guided:
-            is_prompt_1T = (columns_T < self.geometry.prompt_length)[None, :]
-            tokens_BT = jnp.concatenate([tokens_BT, jnp.where(is_prompt_1T, self.mask_id, tokens_BT)])
-        positions_BT = self._paired(canvas.positions(columns_T, state.pad_B))
-        mask = self._paired(canvas.key_mask(state.pad_B, state.end_B, columns=keys))
+            is_prompt = columns < self.geometry.prompt_length
+            tokens_BT = jnp.concatenate([tokens_BT, jnp.where(is_prompt, self.mask_id, tokens_BT)])
+        positions_BT = self._paired(canvas.positions(columns, state.pad_B))
+        mask = self._paired(canvas.key_mask(state.pad_B, span.seen_B, columns=keys))
+        start = span.first if jnp.ndim(span.first) == 0 else self._paired(span.first)
         return self.model(tokens_BT, positions_BT, mask=mask, cache=cache, start=start)
+
+    def _look(
+        self, carry: Carry, hidden: Float[Array, "rows T D"], span: Span, *, slots: int, active_B: Bool[Array, "B"]
+    ) -> Carry:
+        """`step` on the prediction slots of a forward's hidden states."""
+        columns = hidden.shape[1]
+        hidden = jnp.pad(hidden, ((0, 0), (0, slots), (0, 0)))  # slots may stick out where nothing is open
+        offset_B = span.slot_B - self._shift - span.first
+        hidden = canvas.take_columns(hidden, self._paired(offset_B), width=slots)
+        return self.step(carry, hidden, start_B=span.slot_B, active_B=active_B, columns=columns)
 
     @property
     def _shift(self) -> int:
@@ -135,9 +151,12 @@ class Engine:
         """
         state, rows = carry
         slots = hidden_BQD.shape[1]
-        tokens_BQ = take_columns(state.tokens_BL, start_B, width=slots)
+        tokens_BQ = canvas.take_columns(state.tokens_BL, start_B, width=slots)
         columns_BQ = start_B[:, None] + jnp.arange(slots)[None, :]
         view = View(
+            start_B=start_B,
+            pad_B=state.pad_B,
+            end_B=state.end_B,
             position_BQ=columns_BQ - self.geometry.prompt_length,
             open_BQ=(tokens_BQ == self.mask_id) & (columns_BQ < self._block_end(state)[:, None]),
             row_B=state.row_B,
@@ -149,21 +168,23 @@ class Engine:
         mask_BQ = commit.mask_BQ & view.open_BQ & active_B[:, None]
 
         def written(old_BL: Array, new_BQ: Array) -> Array:
-            old_BQ = take_columns(old_BL, start_B, width=slots)
-            return put_columns(old_BL, jnp.where(mask_BQ, new_BQ, old_BQ), start_B)
+            old_BQ = canvas.take_columns(old_BL, start_B, width=slots)
+            return canvas.put_columns(old_BL, jnp.where(mask_BQ, new_BQ, old_BQ), start_B)
 
         tokens_BL = written(state.tokens_BL, commit.token_BQ)
         leave_B = active_B & (commit.leave_B | self._cut_short(state, tokens_BL))
+        end_B = state.end_B if commit.end_B is None else jnp.where(active_B, commit.end_B, state.end_B)
         block_B = state.block_B + leave_B
         state = dataclasses.replace(
             state,
             tokens_BL=tokens_BL,
             commit_step_BL=written(state.commit_step_BL, state.nfe_B[:, None] + 1),
             confidence_BL=written(state.confidence_BL, prediction.confidence_BQ),
+            end_B=end_B,
             block_B=block_B,
             block_nfe_B=jnp.where(leave_B, 0, state.block_nfe_B + active_B),
             nfe_B=state.nfe_B + active_B,
-            live_B=state.live_B & (self.geometry.block_start(block_B) < state.end_B),
+            live_B=state.live_B & (self.geometry.block_start(block_B) < end_B),
             iterations=state.iterations + 1,
             columns=state.columns + columns,
         )
@@ -208,17 +229,17 @@ def decode(engine: Engine, state: DecodeState) -> DecodeState:
 
 def _run_block(engine: Engine, carry: Carry, canvas: Geometry) -> Carry:
     """A trip of the outer loop: a full forward, then cached steps until every live row has left the block."""
-    block = current_block(carry.state)
+    block = caching.current_block(carry.state)
     carry, cache = engine.full_step(carry, length=canvas.length)
-    widths = engine.step_widths(canvas)
+    widths = engine.cache.widths(canvas)
     if not widths:
         return carry
-    spare = caching.needed_columns(widths, canvas) - canvas.length
+    spare = engine.cache.columns(canvas) - canvas.length
     cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, spare), (0, 0), (0, 0))), cache)
 
     def cached_steps(width: int) -> Callable[[Carry, Cache], Carry]:
         def body(loop: tuple[Carry, Cache]) -> tuple[Carry, Cache]:
-            return engine.cached_step(*loop, block, width=width)
+            return engine.cached_step(*loop, width=width)
 
         return lambda *loop: jax.lax.while_loop(lambda loop: in_block(loop[0].state, block).any(), body, loop)[0]
 
@@ -232,23 +253,12 @@ def in_block(state: DecodeState, block: Int[Array, ""]) -> Bool[Array, "B"]:
     return state.live_B & (state.block_B == block)
 
 
-def current_block(state: DecodeState) -> Int[Array, ""]:
-    """The block that the live rows of a batch decode together, with a cache."""
-    return jnp.min(jnp.where(state.live_B, state.block_B, jnp.iinfo(jnp.int32).max))
-
-
-def take_columns(x: Array, start_B: Int[Array, "B"], *, width: int) -> Array:
-    """The columns [start, start + width) of every row of x [B, L, ...]; the caller keeps them inside."""
-    return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, width, axis=0))(x, start_B)
-
-
-def put_columns(x: Array, new: Array, start_B: Int[Array, "B"]) -> Array:
-    """Returns x [B, L] with the columns from start on replaced by new [B, Q]."""
-    return jax.vmap(lambda row, part, start: jax.lax.dynamic_update_slice_in_dim(row, part, start, axis=0))(
-        x, new, start_B
-    )
-
-
 def freeze(new: Any, old: Any, active_B: Bool[Array, "B"]) -> Any:
-    """A tree of per-row arrays, new for the active rows and old for the others."""
-    return jax.tree.map(lambda n, o: jnp.where(jnp.expand_dims(active_B, tuple(range(1, n.ndim))), n, o), new, old)
+    """A policy's state, new for the active rows and old for the others; what is `InPlace` is new for all."""
+
+    def choose(n: Any, o: Any) -> Any:
+        if isinstance(n, InPlace):
+            return n
+        return jnp.where(jnp.expand_dims(active_B, tuple(range(1, n.ndim))), n, o)
+
+    return jax.tree.map(choose, new, old, is_leaf=lambda x: isinstance(x, InPlace))

@@ -11,7 +11,7 @@ import numpy as np
 
 from dllm_jax import mesh as meshes
 from dllm_jax.config import Config, block_schedule, validate
-from dllm_jax.decoding import caching
+from dllm_jax.decoding.caching import BLOCK_CACHES, BlockCache
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
 from dllm_jax.decoding.driver import Engine, decode
 from dllm_jax.decoding.policies.build import build_policy
@@ -49,6 +49,7 @@ class Decoder:
         self.block_limit = jnp.int32(steps_per_block) if limited else None
         self.noise: Noise = KeyedNoise(jax.random.key(config.decode.seed))
         self.policy = build_policy(config)
+        self.cache = BlockCache(BLOCK_CACHES[config.decode.cache], lead=model.config.logit_shift)
         self.sampler = Sampler.from_settings(config.decode, model.config, eot_id=self.eot_id)
         self.length_multiple = 32 if model.mesh.devices.flat[0].platform == "cpu" else 64
 
@@ -106,13 +107,12 @@ class Decoder:
 
     def engine(self, longest: int) -> Engine:
         """The program's argument for a batch whose longest prompt has this many tokens."""
-        decode, step_widths = self.config.decode, caching.STEP_WIDTHS[self.config.decode.cache]
-        geometry = Geometry(self._prompt_length(longest), decode.gen_length, self.block_length)
-        slack = caching.needed_columns(step_widths(geometry), geometry) - geometry.length
+        geometry = Geometry(self._prompt_length(longest), self.config.decode.gen_length, self.block_length)
+        slack = self.cache.columns(geometry) - geometry.length
         return Engine(
             graphdef=self.model.graphdef, params=self.model.params, policy=self.policy, sampler=self.sampler,
             noise=self.noise, block_limit=self.block_limit, canvases=(dataclasses.replace(geometry, slack=slack),),
-            step_widths=step_widths, mask_id=self.mask_id,
+            cache=self.cache, mask_id=self.mask_id,
         )  # fmt: skip
 
     def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], geometry: Geometry) -> DecodeState:

@@ -1,8 +1,8 @@
 """From the logits of the prediction slots to a token, its confidence and its margin.
 
-LLaDA's rules (arXiv 2502.09992, section 2.4, and its released sampler): the token is drawn with Gumbel noise scaled
-by the temperature, the logits are not divided by it; the confidence is the clean softmax probability of the drawn
-token.
+The token is drawn with Gumbel noise scaled by the temperature, which is a draw from softmax(logits / temperature). The
+confidence is its probability: in the softmax of the bare logits by LLaDA's rule (arXiv 2502.09992, section 2.4, and its
+released sampler), in the very distribution it was drawn from, temperature and top-p included, by Dream's.
 """
 
 import jax
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.config import DecodeSettings
+from dllm_jax.config import DREAM_ORDERS, DecodeSettings
+from dllm_jax.decoding.sampling import nucleus
 from dllm_jax.models.transformer import TransformerConfig
 
 
@@ -21,6 +22,7 @@ class Prediction:
     token_BQ: Int[Array, "B Q"]  # the proposal
     confidence_BQ: Float[Array, "B Q"]  # its probability, in [0, 1]
     margin_BQ: Float[Array, "B Q"]  # largest logit minus the second largest
+    logits_BQV: Float[Array, "B Q V"]  # whose softmax the confidence comes from
 
 
 @struct.dataclass
@@ -28,8 +30,11 @@ class Sampler:
     """How tokens are drawn. Numbers are traced, what changes the program is static."""
 
     temperature: Float[Array, ""]
+    top_p: Float[Array, ""]
     cfg_scale: Float[Array, ""]
     stochastic: bool = struct.field(pytree_node=False)  # temperature > 0
+    cut: bool = struct.field(pytree_node=False)  # top_p < 1
+    tempered: bool = struct.field(pytree_node=False)  # the confidence is Dream's, else LLaDA's
     guided: bool = struct.field(pytree_node=False)  # cfg_scale > 0: the batch holds a second, promptless half
     order_by_drawn: bool = struct.field(pytree_node=False)  # else by the most likely token
     never_ids: tuple[int, ...] = struct.field(pytree_node=False)  # cannot be predicted
@@ -46,8 +51,11 @@ class Sampler:
                 last_ids = tuple(i for i in last_ids if i != model.eos_id)
         return cls(
             temperature=jnp.float32(decode.temperature),
+            top_p=jnp.float32(decode.top_p),
             cfg_scale=jnp.float32(decode.cfg_scale),
             stochastic=decode.temperature > 0,
+            cut=decode.top_p < 1,
+            tempered=decode.policy in DREAM_ORDERS,
             guided=decode.cfg_scale > 0,
             order_by_drawn=decode.temperature_affects_order,
             never_ids=(model.eos_id,) if decode.logits_eos_inf else (),
@@ -76,9 +84,13 @@ def predict(
         gumbel_BQV: standard Gumbel noise, None at temperature 0.
     """
     logits_BQV = _without(logits_BQV, sampler.never_ids)
-    noisy_BQV = logits_BQV if gumbel_BQV is None else logits_BQV + sampler.temperature * gumbel_BQV
+    temperature = sampler.temperature if sampler.stochastic else 1.0
+    drawn_BQV = logits_BQV
+    if sampler.cut:
+        drawn_BQV = jnp.where(nucleus(logits_BQV / temperature, sampler.top_p), logits_BQV, -jnp.inf)
+    noisy_BQV = drawn_BQV if gumbel_BQV is None else drawn_BQV + sampler.temperature * gumbel_BQV
     token_BQ = jnp.argmax(noisy_BQV, axis=-1).astype(jnp.int32)
-    ranked_BQV = _without(logits_BQV, sampler.last_ids)
+    ranked_BQV = _without(drawn_BQV / temperature if sampler.tempered else logits_BQV, sampler.last_ids)
     # The maximum is subtracted before the exponential, so that ties of saturated probabilities stay exact ties.
     top_BQ = jnp.max(ranked_BQV, axis=-1)
     total_BQ = jnp.sum(jnp.exp(ranked_BQV - top_BQ[..., None]), axis=-1)
@@ -91,6 +103,7 @@ def predict(
         token_BQ=token_BQ,
         confidence_BQ=jnp.exp(chosen_BQ - top_BQ) / total_BQ,
         margin_BQ=jnp.max(logits_BQV, axis=-1) - jnp.max(others_BQV, axis=-1),
+        logits_BQV=ranked_BQV,
     )
 
 

@@ -1,4 +1,4 @@
-"""Random draws and rankings.
+"""Random draws, the set they are made from, and rankings.
 
 A draw depends on the seed, the row's index in the job, the row's own forward count, the generated position and (for
 tokens) the vocabulary id; never on the batch, the slot or the padding.
@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
+
+NEGLIGIBLE = 128.0  # a token whose logit is this far below the largest has probability 0 in float32
+BISECTIONS = 32  # of an interval that wide: down to neighbouring numbers
 
 
 class Noise(Protocol):
@@ -56,6 +59,32 @@ class KeyedNoise:
         """Uniform numbers in float32."""
         keys_BQ = self._keys(row_B, nfe_B, position_BQ, stream=1)
         return jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32)))(keys_BQ)
+
+
+def nucleus(logits_BQV: Float[Array, "B Q V"], top_p: Float[Array, ""]) -> Bool[Array, "B Q V"]:
+    """The likeliest tokens that together hold more than `top_p` of the probability, and no more of them than needed.
+
+    Top-p sampling (arXiv 1904.09751): a token stays if all likelier ones together hold at most `top_p`; equals stay or
+    go together. The least logit that stays is found by bisection, by sums instead of a sort: nothing is gathered
+    where the vocabulary is sharded.
+
+    Args:
+        logits_BQV: logits, divided by the temperature.
+        top_p: in (0, 1).
+    """
+    probability_BQV = jax.nn.softmax(logits_BQV, axis=-1)
+    top_BQ = jnp.max(logits_BQV, axis=-1)
+
+    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        too_low_BQ, high_BQ = bounds
+        middle_BQ = (too_low_BQ + high_BQ) / 2
+        above_BQ = jnp.sum(jnp.where(logits_BQV > middle_BQ[..., None], probability_BQV, 0), axis=-1)
+        fits_BQ = above_BQ <= top_p
+        return jnp.where(fits_BQ, too_low_BQ, middle_BQ), jnp.where(fits_BQ, middle_BQ, high_BQ)
+
+    bounds = (top_BQ - NEGLIGIBLE, top_BQ)
+    too_low_BQ, _ = jax.lax.fori_loop(0, BISECTIONS, halve, bounds)
+    return logits_BQV > too_low_BQ[..., None]
 
 
 def top_n(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"], n_B: Int[Array, "B"]) -> Bool[Array, "B Q"]:

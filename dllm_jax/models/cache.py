@@ -1,9 +1,9 @@
-"""Keys and values of one layer, and the one way they are written."""
+"""Keys and values of one layer, the one way they are written, and what a causal query sees of them."""
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 @struct.dataclass
@@ -35,3 +35,13 @@ def write(cache: LayerCache, new: LayerCache, start: Int[Array, ""] | Int[Array,
         return jax.vmap(lambda o, f, s: jax.lax.dynamic_update_slice(o, f, (s, 0, 0)))(old, fresh, start)
 
     return LayerCache(k=put(cache.k, new.k), v=put(cache.v, new.v))
+
+
+def causal_mask(columns_BT: Int[Array, "#B T"], *, keys: int) -> Bool[Array, "#B 1 T S"]:
+    """True where a key is not behind the query.
+
+    Args:
+        columns_BT: column of every query among the keys, not its position: left padding counts.
+        keys: S, columns of the cache (or of the tokens, without one).
+    """
+    return (jnp.arange(keys)[None, None, :] <= columns_BT[:, :, None])[:, None]

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
-from dllm_jax.models import llada
+from dllm_jax.models import dream, llada, qwen2
 from dllm_jax.models.transformer import TransformerConfig
 
-_FAMILIES = {"llada": llada}
+_FAMILIES = {"llada": llada, "Dream": dream, "qwen2": qwen2}  # by model_type
 
 # Shapes of public models for benchmarks with random weights (`model.preset`).
 PRESETS = {
@@ -18,6 +18,16 @@ PRESETS = {
     "llada_tiny": TransformerConfig(
         family="llada", num_layers=8, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384,
         vocab_size=512, rope_theta=1e4, norm_eps=1e-5, max_length=4096, mask_id=2, eos_id=0, eot_id=5,
+    ),
+    "dream_7b": TransformerConfig(
+        family="Dream", num_layers=28, embed_dim=3584, num_heads=28, num_kv_heads=4, head_dim=128, mlp_dim=18944,
+        vocab_size=152064, rope_theta=1e6, norm_eps=1e-6, max_length=131072, qkv_bias=True, logit_shift=1,
+        mask_id=151666, eos_id=151643,
+    ),
+    "qwen2_0_5b": TransformerConfig(
+        family="qwen2", num_layers=24, embed_dim=896, num_heads=14, num_kv_heads=2, head_dim=64, mlp_dim=4864,
+        vocab_size=151936, rope_theta=1e6, norm_eps=1e-6, max_length=32768, qkv_bias=True, tied_embeddings=True,
+        causal=True, eos_id=151643,
     ),
 }  # fmt: skip
 

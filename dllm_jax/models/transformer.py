@@ -19,7 +19,7 @@ from dllm_jax.models.layers import Attention, RMSNorm, SwiGLU, parameter
 class TransformerConfig:
     """Everything that decides a model's shapes and arithmetic; hashable, read from config.json by its family."""
 
-    family: str  # "llada", "dream" or "qwen2"
+    family: str  # model_type in config.json: "llada", "Dream", "qwen2"
     num_layers: int
     embed_dim: int
     num_heads: int

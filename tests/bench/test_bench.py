@@ -3,15 +3,23 @@
 import dataclasses
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
+import jax.numpy as jnp
 import pytest
 
 from decode.bench import main
-from dllm_jax import cli
+from dllm_jax import cli, load_model
 from dllm_jax.bench import ceilings
+from dllm_jax.bench.measure import Endless, step_kinds
+from dllm_jax.config import BenchSettings, Config, DecodeSettings, batch_sizes
+from dllm_jax.decoding.generate import Decoder
+from dllm_jax.decoding.policies.base import Commit
 from dllm_jax.models.registry import PRESETS
+from tests.traces import GOLDENS
 
 ROOT = Path(__file__).parents[2]
+CHECKPOINT = str(GOLDENS / "checkpoints" / "llada-tiny")
 STEP = {
     "step", "batch_size", "canvas_length", "columns", "seconds", "seconds_range", "compile_seconds",
     "peak_memory_bytes", "cost", "steps_per_second", "flops_per_second", "bytes_per_second", "floor_seconds",
@@ -21,6 +29,7 @@ DECODE = {
     "batch_size", "canvas_length", "seconds", "seconds_range", "compile_seconds", "peak_memory_bytes", "num_tokens",
     "canvas_tokens", "nfe_mean", "iterations", "tokens_per_second", "canvas_tokens_per_second",
 }  # fmt: skip
+CEILINGS = {"read_bytes_per_second", "copy_bytes_per_second", "matmul_flops_per_second"}
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +40,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bench(**settings: object) -> int:
     values = {
-        "model.preset": "one_layer", "decode.gen_length": 32, "decode.block_length": 8, "bench.prompt_length": 8,
+        "model.preset": "one_layer", "decode.gen_length": 16, "decode.block_length": 8, "bench.prompt_length": 8,
         "bench.batch_sizes": "2", "bench.steps": 2, "bench.repeats": 2, "mesh.data": 1,
     } | {name.replace("__", "."): value for name, value in settings.items()}  # fmt: skip
     flags = [f"--config.{name}={value}" for name, value in values.items()]
@@ -39,35 +48,50 @@ def bench(**settings: object) -> int:
     return cli.execute(main, ["bench", *flags], description="", default_config=config)
 
 
-@pytest.mark.parametrize(("cache", "columns"), [("none", [64]), ("dual", [64, 8]), ("prefix", [64, 8, 32])])
-def test_every_kind_of_step_and_the_decode(tmp_path: Path, cache: str, columns: list[int]) -> None:
+def test_every_kind_of_step_and_the_decode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bench.json"
-    assert bench(decode__cache=cache, output__path=path) == 0
+    assert bench(decode__cache="dual", decode__cfg_scale=1.0, output__path=path) == 0
+    out = capsys.readouterr().out
+    assert out.count("| batch | canvas |") == 2
+    assert "ceilings: read" in out
     results = json.loads(path.read_text())
-    assert [entry["columns"] for entry in results["steps"]] == columns
-    assert [entry["step"] for entry in results["steps"]] == ["full"] + ["cached"] * (len(columns) - 1)
-    assert all(set(entry) == STEP for entry in results["steps"])
-    (decode,) = results["decodes"]
+    steps, (decode,) = results["steps"], results["decodes"]
+    assert [(entry["step"], entry["columns"]) for entry in steps] == [("full", 32), ("cached", 8)]
+    assert all(set(entry) == STEP for entry in steps)
+    assert all(entry["batch_size"] == 2 and entry["canvas_length"] == 32 for entry in steps)
+    assert all(entry["peak_memory_bytes"] > 0 for entry in [*steps, decode])
     assert set(decode) == DECODE
-    assert decode["batch_size"] == 2
-    assert decode["canvas_tokens"] == 64
-    assert decode["nfe_mean"] == 32  # one token a forward
-    assert all(entry["canvas_length"] == 64 and entry["peak_memory_bytes"] > 0 for entry in results["steps"])
-    assert set(results["ceilings"]) == {
-        "read_bytes_per_second", "copy_bytes_per_second", "matmul_flops_per_second",
-    }  # fmt: skip
-    assert results["config"]["decode"]["cache"] == cache
+    assert decode["canvas_tokens"] == 2 * 16
+    assert decode["nfe_mean"] == decode["iterations"] == 16  # one token a forward
+    assert set(results["ceilings"]) == CEILINGS
+    assert results["config"]["decode"]["cache"] == "dual"
     assert results["device"]["platform"] == "cpu"
     assert {"jax", "python"} <= set(results["versions"])
     assert "memory_analysis" in results["peak_memory_source"]
 
 
-def test_tables_and_batch_sizes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench(bench__batch_sizes="1, 2", decode__temperature=0.5, decode__cfg_scale=1.0) == 0
-    out = capsys.readouterr().out
-    assert out.count("full") == 2
-    assert "| batch | canvas |" in out
-    assert "ceilings: read" in out
+@pytest.mark.parametrize(
+    ("cache", "expected"),
+    [("none", [("full", 128, 0)]), ("prefix", [("full", 128, 0), ("cached", 24, 3), ("cached", 96, 0)])],
+)
+def test_the_narrowest_and_the_widest_cached_step(cache: str, expected: list[tuple[str, int, int]]) -> None:
+    settings = DecodeSettings(cache=cache, gen_length=96, block_length=24)
+    engine = Decoder(load_model(CHECKPOINT), Config(decode=settings)).engine(20)
+    assert [(kind.name, kind.columns, kind.block) for kind in step_kinds(engine)] == expected
+
+
+def test_batch_sizes_are_a_list_of_numbers() -> None:
+    assert batch_sizes(BenchSettings(batch_sizes="1, 8,16")) == (1, 8, 16)
+
+
+def test_the_policy_works_on_but_no_row_leaves() -> None:
+    one = jnp.array([[1]])
+    commit = Commit(mask_BQ=one > 0, token_BQ=one, leave_B=jnp.array([True]), rows=(), end_B=jnp.array([0]))
+    policy = Mock(**{"commit.return_value": commit})
+    endless = Endless(policy).commit((), None, None, None)
+    assert endless[:2] == commit[:2]
+    assert not endless.leave_B.any()
+    assert endless.end_B is None
 
 
 @pytest.mark.parametrize(
@@ -77,7 +101,6 @@ def test_tables_and_batch_sizes(capsys: pytest.CaptureFixture[str]) -> None:
         ("bench__batch_sizes", "", "bench.batch_sizes: expected positive numbers"),
         ("bench__batch_sizes", "0", "bench.batch_sizes: expected positive numbers"),
         ("bench__repeats", 0, "bench.repeats: expected at least 1, got 0"),
-        ("bench__prompt_length", 5000, "bench.prompt_length: prompt: expected at most 4064 tokens"),
         ("output__path", "/no/such/folder/bench.json", "output.path: expected a file that can be written"),
         ("model__preset", "llada_9b", "model.preset: expected one of"),
     ],
@@ -89,6 +112,11 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], field: str, v
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert expected in err
+
+
+def test_prompts_longer_than_the_model_allows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(model__preset="", model__path=CHECKPOINT, bench__prompt_length=5000) == 2
+    assert "error: bench.prompt_length: prompt: expected at most" in capsys.readouterr().err
 
 
 def test_the_xla_flag_is_added_once_and_never_overrides(monkeypatch: pytest.MonkeyPatch) -> None:

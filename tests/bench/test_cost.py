@@ -61,7 +61,7 @@ def test_floor_of_llada_8b_on_an_h100(rows: int, columns: int, length: int, mill
 
 def test_flops_agree_with_xla() -> None:
     """Of a full step. XLA also counts what the model leaves out: norms, rotations, softmax, and the commit."""
-    config = dataclasses.replace(PRESETS["llada_tiny"], num_layers=2)
+    config = dataclasses.replace(PRESETS["llada_tiny"], num_layers=1)
     model = random_model(config, dtype=jnp.dtype("float32"), mesh=make_mesh(), seed=0)
     settings = DecodeSettings(gen_length=96, block_length=32, batch_size=1)
     decoder = Decoder(model, Config(decode=settings))
@@ -70,4 +70,4 @@ def test_flops_agree_with_xla() -> None:
     step = jax.jit(lambda engine, state: engine.full_step(engine.start(state), length=128)[0])
     counted = step.lower(engine, state).compile().cost_analysis()["flops"]
     cost = forward_cost(config, rows=1, columns=128, keys=128, slots=32, itemsize=4)
-    assert cost.flops < counted < 1.15 * cost.flops
+    assert cost.flops < counted < 1.05 * cost.flops

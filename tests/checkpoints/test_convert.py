@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -170,6 +171,13 @@ def test_bad_usage_is_one_line(arguments, told, tmp_path, capsys):
     assert convert_command.main(["convert", *(argument.format(**paths) for argument in arguments)]) == 2
     assert told in one_error(capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "empty"]
+
+
+def test_ctrl_c_leaves_nothing(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(convert_command, "load_model", mock.Mock(side_effect=KeyboardInterrupt))
+    assert convert_command.main(["convert", f"--source={GQA}", f"--target={tmp_path / 'm'}"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_commands_from_a_shell(tmp_path):

@@ -13,7 +13,7 @@ def test_prompts_are_padded_on_the_left_and_masks_follow() -> None:
     tokens_BL, pad_B = pad_prompts([[7, 8], [1, 2, 3, 4]], geometry, mask_id=9, pad_id=0)
     np.testing.assert_array_equal(tokens_BL, [[0, 0, 7, 8, 9, 9, 0], [1, 2, 3, 4, 9, 9, 0]])
     np.testing.assert_array_equal(pad_B, [2, 0])
-    np.testing.assert_array_equal(positions(jnp.arange(6), jnp.array(pad_B))[0], [-2, -1, 0, 1, 2, 3])
+    np.testing.assert_array_equal(positions(jnp.arange(6)[None], jnp.array(pad_B))[0], [-2, -1, 0, 1, 2, 3])
 
 
 def test_only_real_columns_before_the_end_are_attended_to() -> None:

@@ -1,5 +1,7 @@
 """The compiled loop against a plain Python loop over the same steps, and what it must not do."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,14 +33,14 @@ def python_loop(engine: Engine, state: DecodeState) -> DecodeState:
     geometry = engine.geometry
     full_step = jax.jit(lambda engine, carry: engine.full_step(carry, length=geometry.length))
     cached_step = jax.jit(Engine.cached_step, static_argnames="width")
-    widths = engine.step_widths(geometry)
+    widths = engine.cache.widths(geometry)
     carry = engine.start(state)
     while carry.state.live_B.any():
-        block = driver.current_block(carry.state)
+        block = caching.current_block(carry.state)
         carry, cache = full_step(engine, carry)
         cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, geometry.slack), (0, 0), (0, 0))), cache)
         while widths and driver.in_block(carry.state, block).any():
-            carry, cache = cached_step(engine, carry, cache, block, width=widths[int(block)])
+            carry, cache = cached_step(engine, carry, cache, width=widths[int(block)])
     return carry.state
 
 
@@ -84,10 +86,10 @@ def test_a_copy_inside_a_loop_would_be_seen() -> None:
 def test_a_batch_that_ended_early_runs_on_a_shorter_canvas(cache: str) -> None:
     decode = decoder("threshold", cache)
     engine = decode.engine(20)
-    shrinking = engine.replace(canvases=caching.shorter_canvases(engine.geometry, multiple=8))
+    shrinking = dataclasses.replace(engine, canvases=caching.shorter_canvases(engine.geometry, multiple=8))
     assert [canvas.gen_length for canvas in shrinking.canvases] == [32, 24, 16, 8]
     start = decode.start(PROMPTS, range(3), engine.geometry)
-    early = start.replace(end_B=start.end_B - jnp.array([17, 20, 31, 0]))
+    early = dataclasses.replace(start, end_B=start.end_B - jnp.array([17, 20, 31, 0]))
     whole, cut = driver.decode(engine, early), driver.decode(shrinking, early)
     for name in ("tokens_BL", "commit_step_BL", "nfe_B"):
         np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name), err_msg=name)
@@ -97,8 +99,9 @@ def test_a_batch_that_ended_early_runs_on_a_shorter_canvas(cache: str) -> None:
 def test_prefix_widths_cover_every_suffix_with_few_programs() -> None:
     for blocks in range(1, 20):
         geometry = Geometry(prompt_length=5, gen_length=8 * blocks, block_length=8)
-        widths = caching.prefix_widths(geometry)
+        strategy = caching.BlockCache(caching.prefix_widths, lead=0)
+        widths = strategy.widths(geometry)
         assert len(set(widths)) <= caching.MAX_WIDTHS
         assert all(width >= 8 * (blocks - block) for block, width in enumerate(widths))
-        slack = caching.needed_columns(widths, geometry) - geometry.length
+        slack = strategy.columns(geometry) - geometry.length
         assert slack <= 8 * -(-blocks // caching.MAX_WIDTHS)

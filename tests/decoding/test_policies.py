@@ -19,9 +19,14 @@ def committed(policy: CommitPolicy, confidence: list[float], *, is_open: list[bo
     confidence_BQ = jnp.array([confidence])
     open_BQ = jnp.ones(confidence_BQ.shape, bool) if is_open is None else jnp.array([is_open])
     tokens_BQ = jnp.zeros(confidence_BQ.shape, jnp.int32)
-    prediction = Prediction(token_BQ=tokens_BQ, confidence_BQ=confidence_BQ, margin_BQ=confidence_BQ)
+    prediction = Prediction(
+        token_BQ=tokens_BQ, confidence_BQ=confidence_BQ, margin_BQ=confidence_BQ, logits_BQV=confidence_BQ[..., None]
+    )
     zero_B = jnp.zeros(1, jnp.int32)
-    view = View(position_BQ=tokens_BQ, open_BQ=open_BQ, row_B=zero_B, nfe_B=zero_B, block_nfe_B=zero_B)
+    view = View(
+        start_B=zero_B, position_BQ=tokens_BQ, open_BQ=open_BQ, pad_B=zero_B, end_B=zero_B + len(confidence),
+        row_B=zero_B, nfe_B=zero_B, block_nfe_B=zero_B,
+    )  # fmt: skip
     rows = () if isinstance(policy, Threshold | Factor) else zero_B
     commit = policy.commit(rows, prediction, view, NOISE)
     return np.flatnonzero(commit.mask_BQ[0]).tolist(), bool(commit.leave_B[0])

@@ -19,8 +19,11 @@ from dllm_jax.decoding.state import DecodeState
 class View:
     """What a policy sees of the step: Q slots at the columns start + arange(Q) of every row."""
 
+    start_B: Int[Array, "B"]  # canvas column of the first slot
     position_BQ: Int[Array, "B Q"]  # generated position of every slot, from 0
     open_BQ: Bool[Array, "B Q"]  # masked, in the row's block, before its end
+    pad_B: Int[Array, "B"]  # first column of the prompt
+    end_B: Int[Array, "B"]  # one past the row's last column
     row_B: Int[Array, "B"]
     nfe_B: Int[Array, "B"]  # the row's forwards before this one
     block_nfe_B: Int[Array, "B"]  # of which in this block; 0 = a new block
@@ -32,7 +35,19 @@ class Commit(NamedTuple):
     mask_BQ: Bool[Array, "B Q"]  # slots to write; may be empty
     token_BQ: Int[Array, "B Q"]
     leave_B: Bool[Array, "B"]  # the row is done with its block, whatever is left in it
-    rows: Any  # the policy's own state, leading axis B; the driver freezes it for idle rows
+    rows: Any  # the policy's own state, leading axis B; the driver freezes it for idle rows, but not what is `InPlace`
+    end_B: Int[Array, "B"] | None = None  # where the row ends now, as a canvas column; None: as before
+
+
+@struct.dataclass
+class InPlace:
+    """A large part of a policy's state (a verifier's keys and values) that a step updates in place for all rows.
+
+    Choosing between its old and new value row by row would copy it in every step; the policy sees to it that what idle
+    rows write is never read.
+    """
+
+    value: Any
 
 
 class CommitPolicy(Protocol):

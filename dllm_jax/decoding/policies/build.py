@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from dllm_jax.config import Config, block_schedule
 from dllm_jax.decoding.policies.base import CommitPolicy
 from dllm_jax.decoding.policies.confidence import Scheduled
+from dllm_jax.decoding.policies.dream import SCORES, DreamOrder, shares
 from dllm_jax.decoding.policies.threshold import Factor, Threshold
 
 
@@ -24,4 +25,6 @@ def build_policy(config: Config) -> CommitPolicy:
             return Threshold(value=jnp.float32(config.threshold.value))
         case "factor":
             return Factor(value=jnp.float32(config.factor.value))
+        case "entropy" | "maskgit_plus" | "topk_margin":
+            return DreamOrder(share_S=jnp.asarray(shares(steps, eps=decode.eps)), score=SCORES[decode.policy])
     raise ValueError(f"no policy {decode.policy!r}")

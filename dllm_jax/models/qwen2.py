@@ -1,0 +1,100 @@
+"""Qwen2 (arXiv 2407.10671): a causal language model. Its config.json fields and tensor names, which Dream shares."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dllm_jax.errors import UsageError
+from dllm_jax.models.transformer import TransformerConfig
+
+# Our parameter -> the tensors it is made of, in order; {i} is the layer.
+TENSOR_NAMES: dict[str, tuple[str, ...]] = {
+    "embedding": ("model.embed_tokens.weight",),
+    "layers.{i}.attention_norm.scale": ("model.layers.{i}.input_layernorm.weight",),
+    "layers.{i}.attention.qkv": (
+        "model.layers.{i}.self_attn.q_proj.weight",
+        "model.layers.{i}.self_attn.k_proj.weight",
+        "model.layers.{i}.self_attn.v_proj.weight",
+    ),
+    "layers.{i}.attention.qkv_bias": (
+        "model.layers.{i}.self_attn.q_proj.bias",
+        "model.layers.{i}.self_attn.k_proj.bias",
+        "model.layers.{i}.self_attn.v_proj.bias",
+    ),
+    "layers.{i}.attention.out": ("model.layers.{i}.self_attn.o_proj.weight",),
+    "layers.{i}.mlp_norm.scale": ("model.layers.{i}.post_attention_layernorm.weight",),
+    "layers.{i}.mlp.gate_up": (
+        "model.layers.{i}.mlp.gate_proj.weight",
+        "model.layers.{i}.mlp.up_proj.weight",
+    ),
+    "layers.{i}.mlp.down": ("model.layers.{i}.mlp.down_proj.weight",),
+    "final_norm.scale": ("model.norm.weight",),
+    "head": ("lm_head.weight",),
+}
+
+_NEEDED = (
+    "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size",
+    "max_position_embeddings", "eos_token_id",
+)  # fmt: skip
+
+
+def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
+    """Reads the fields of a Qwen2 config.json.
+
+    Raises:
+        UsageError: a field is missing, or asks for a variant that is not built.
+    """
+    missing = [name for name in _NEEDED if fields.get(name) is None]
+    if missing:
+        raise UsageError(f"config.json: expected the field(s) {', '.join(missing)}, got none")
+    _refuse_variants(fields)
+    heads, dim = fields["num_attention_heads"], fields["hidden_size"]
+    kv_heads = fields.get("num_key_value_heads") or heads
+    head_dim = fields.get("head_dim")
+    if heads % kv_heads or (not head_dim and dim % heads):
+        raise UsageError(
+            "config.json: expected num_attention_heads to divide hidden_size and num_key_value_heads to divide "
+            f"num_attention_heads, got hidden_size {dim}, num_attention_heads {heads}, num_key_value_heads {kv_heads}"
+        )
+    return TransformerConfig(
+        family=fields["model_type"],
+        num_layers=fields["num_hidden_layers"],
+        embed_dim=dim,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim or dim // heads,
+        mlp_dim=fields["intermediate_size"],
+        vocab_size=fields["vocab_size"],
+        rope_theta=_rope_theta(fields),
+        norm_eps=float(fields.get("rms_norm_eps") or 1e-6),
+        max_length=fields["max_position_embeddings"],
+        qkv_bias=True,
+        tied_embeddings=bool(fields.get("tie_word_embeddings")),
+        causal=True,
+        eos_id=fields["eos_token_id"],
+        eot_id=fields.get("eot_token_id"),
+    )
+
+
+def _refuse_variants(fields: Mapping[str, Any]) -> None:
+    """Refuses what the releases do not use and what would change the arithmetic."""
+    activation = fields.get("hidden_act", "silu")
+    if activation != "silu":
+        raise UsageError(f"config.json field hidden_act: expected 'silu', got {activation!r}")
+    if fields.get("use_mrope"):
+        raise UsageError(f"config.json field use_mrope: expected false, got {fields['use_mrope']!r}")
+    window, first = fields.get("sliding_window"), fields.get("max_window_layers", 0)  # layers behind `first` slide
+    if fields.get("use_sliding_window") and window is not None and first < fields["num_hidden_layers"]:
+        raise UsageError(f"config.json field use_sliding_window: expected false (full attention), got {window} tokens")
+
+
+def _rope_theta(fields: Mapping[str, Any]) -> float:
+    """The base of the frequencies: `rope_theta`, in files of transformers 5 inside `rope_parameters`; no scaling."""
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = dict(fields.get(name) or {})
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise UsageError(f"config.json field {name}: expected none (plain rotary positions), got type {kind!r}")
+    theta = fields.get("rope_theta") or rope.get("rope_theta")
+    if theta is None:
+        raise UsageError("config.json: expected the field(s) rope_theta, got none")
+    return float(theta)
