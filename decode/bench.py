@@ -2,7 +2,7 @@
 
 usage: python -m decode.bench [--config=FILE] [--config.SECTION.FIELD=VALUE ...]
 
-  python -m decode.bench --config=configs/threshold.py --config.decode.cache=dual
+  python -m decode.bench --config=configs/threshold.py
   python -m decode.bench --config.decode.cache=prefix --config.bench.batch_sizes=1,4,16 --config.output.path=bench.json
   python -m decode.bench --config.model.preset=llada_8b --config.decode.cache=dual --config.decode.gen_length=256
 

@@ -29,6 +29,7 @@ from dllm_jax.config import Config, from_config_dict, to_config_dict
 from dllm_jax.errors import UsageError
 
 INTERRUPTED = 130  # exit code after Ctrl-C
+COMPILATION_CACHE = "~/.cache/dllm_jax/programs"
 # The dataclass field of every setting by its full name.
 FIELDS: dict[str, Any] = {
     f"{section.name}.{field.name}": field
@@ -57,14 +58,23 @@ def run(main: Callable[[Config], None], *, description: str, default_config: str
 
 def execute(main: Callable[[Config], None], argv: Sequence[str], *, description: str, default_config: str) -> int:
     """Parses `argv` (program name first), calls `main` and returns the exit code; see `run`."""
-    _prepare_environment()
-    try:
-        config_file, wants_help, overrides = _split(argv, default_config)
-        values = load_config_file(config_file)
-        if wants_help:
-            _print_help(description, config_file, values)
+
+    def body() -> None:
+        given, overrides = _split(argv, default_config)
+        _prepare_environment(compilation_cache=given.compilation_cache)
+        values = load_config_file(given.config)
+        if given.help:
+            _print_help(description, given.config, values)
         else:
             main(from_config_dict(_override(values, overrides)))
+
+    return guarded(body)
+
+
+def guarded(body: Callable[[], None]) -> int:
+    """Calls `body` and returns the exit code, with one line on stderr for a mistake of the user's."""
+    try:
+        body()
         sys.stdout.flush()
     except UsageError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
@@ -78,26 +88,31 @@ def execute(main: Callable[[Config], None], argv: Sequence[str], *, description:
     return 0
 
 
-def _prepare_environment() -> None:
+def _prepare_environment(*, compilation_cache: str) -> None:
     """What has to be in the environment before JAX starts; what the user set stays."""
-    for name, value in _ENVIRONMENT.items():
+    wanted = dict(_ENVIRONMENT)
+    if compilation_cache:
+        folder = os.path.expanduser(compilation_cache)
+        wanted |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+    for name, value in wanted.items():
         os.environ.setdefault(name, value)
     flags_given = os.environ.get("XLA_FLAGS", "")
     if _XLA_FLAG not in flags_given:
         os.environ["XLA_FLAGS"] = f"{flags_given} {_XLA_FLAG}=false".strip()
 
 
-def _split(argv: Sequence[str], default_config: str) -> tuple[str, bool, list[str]]:
-    """The config file, whether help is wanted, and the rest of the command line (program name first)."""
+def _split(argv: Sequence[str], default_config: str) -> tuple[flags.FlagValues, list[str]]:
+    """The flags that are no settings, and the rest of the command line (program name first)."""
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # look behind the values of flags that are not known yet
     flags.DEFINE_string("config", default_config, "", flag_values=values)
+    flags.DEFINE_string("compilation_cache", COMPILATION_CACHE, "", flag_values=values)
     flags.DEFINE_boolean("help", False, "", short_name="h", flag_values=values)
     try:
         rest = values(list(argv), known_only=True)
     except flags.Error as error:
         raise UsageError(str(error)) from None
-    return values.config, values.help, rest
+    return values, rest
 
 
 def load_config_file(name: str) -> ConfigDict:
@@ -188,7 +203,9 @@ def _print_help(description: str, config_file: str, values: ConfigDict) -> None:
     console = Console(highlight=False)
     console.width = min(max(console.width, 80), 120)
     paragraphs = re.sub(r"(?<=\S)\n(?=\S)", " ", description.strip())
-    console.print(Text(f"{paragraphs}\n\nSettings, with their values in {config_file}:"))
+    cache = f"compiled programs are kept here between runs; empty for nowhere (default: {COMPILATION_CACHE})"
+    console.print(Text(f"{paragraphs}\n\n--compilation_cache=FOLDER  {cache}"))
+    console.print(Text(f"\nSettings, with their values in {config_file}:"))
     for section in dataclasses.fields(Config):
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, min_width=16)

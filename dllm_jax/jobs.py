@@ -96,6 +96,9 @@ def decode(job: Job) -> JobResult:
             prompts = [job.prompts[place] for place in places]
             result = job.decoder([job.tokens[place] for place in places], rows=[prompt.index for prompt in prompts])
             rows = {prompt.index: _row(prompt, result, i, job.codec) for i, prompt in enumerate(prompts)}
+            if job.config.output.trace:
+                for i, place in enumerate(places):
+                    rows[prompts[i].index] |= _trace(job, result, i, prompt_ids=job.tokens[place])
             if job.file:
                 job.file.append(rows)
             fresh |= rows
@@ -127,7 +130,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
     lines = [
         f"{metrics['num_samples']} samples: {metrics['num_tokens']} tokens in {metrics['nfe_sum']} forwards, "
         f"{metrics['tokens_per_forward']:.2f} tokens per forward",
-        f"compile {metrics['compile_seconds']:.1f} s (compilations: {metrics['compilations']}), "
+        f"compile {metrics['compile_seconds']:.1f} s (programs: {metrics['compilations']}, "
+        f"from the compilation cache: {metrics['cache_hits']}), "
         f"decode {metrics['decode_seconds']:.2f} s on {metrics['device']['kind']}, {metrics['dtype']}",
     ]
     if metrics["timed_samples"]:
@@ -143,7 +147,7 @@ def summary(metrics: Mapping[str, Any]) -> str:
 def _identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh) -> dict[str, Any]:
     """What decides the rows: an unfinished output is continued only if all of it is the same."""
     settings = dataclasses.asdict(config)
-    del settings["output"]
+    settings["output"] = {"trace": config.output.trace}
     contents = hashlib.sha256(repr(prompts).encode()).hexdigest()
     return settings | {"prompts": contents, "platform": mesh.devices.flat[0].platform}
 
@@ -195,6 +199,16 @@ def _row(prompt: Prompt, result: DecodeResult, i: int, codec: text.TextCodec | N
         "nfe": int(result.nfe_B[i]),
         "commit_step": result.commit_step_BG[i].tolist(),
         "finish_reason": result.finish_reason[i],
+    }
+
+
+def _trace(job: Job, result: DecodeResult, i: int, *, prompt_ids: list[int]) -> Row:
+    """What a viewer of row `i` of a batch needs besides `_row`: with commit_step it tells the canvas after every step."""
+    return {
+        "prompt_ids": prompt_ids,
+        "pieces": job.codec.pieces(result.tokens_BG[i].tolist()) if job.codec else None,
+        "confidence": [round(float(c), 6) for c in result.confidence_BG[i]],
+        "block_length": job.decoder.block_length,
     }
 
 

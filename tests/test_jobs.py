@@ -212,6 +212,20 @@ def test_output_lines_and_metrics(prompts: Path, limit: Callable[[int], None], t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.metrics.json"]
 
 
+def test_the_trace_tells_every_step_of_a_row(prompts: Path, limit: Callable[[int], None], tmp_path: Path) -> None:
+    out, plain = tmp_path / "out.jsonl", tmp_path / "plain.jsonl"
+    assert execute(f"input.path={prompts}", f"output.path={out}", "output.trace=true") == 0
+    assert execute(f"input.path={prompts}", f"output.path={plain}") == 0
+    asked = read_rows(prompts)
+    for row, without, prompt in zip(read_rows(out), read_rows(plain), asked, strict=True):
+        assert row | without == row  # the trace only adds
+        assert row["prompt_ids"] == prompt["prompt_ids"]
+        assert len(row["pieces"]) == len(row["confidence"]) == 16
+        assert "".join(row["pieces"][: row["num_tokens"]]) == row["text"]
+        assert all(0 < confidence <= 1 for confidence in row["confidence"])
+        assert row["block_length"] == 16
+
+
 def test_text_is_null_without_a_tokenizer(
     capsys: pytest.CaptureFixture[str], prompts: Path, limit: Callable[[int], None], checkpoint: Path
 ) -> None:

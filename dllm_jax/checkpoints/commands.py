@@ -3,12 +3,11 @@
 Exit codes: 0; 2 for bad usage or a bad checkpoint, with one `error:` line; 130 after Ctrl-C.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 
 from absl import flags
 
-from dllm_jax.cli import INTERRUPTED
+from dllm_jax import cli
 from dllm_jax.errors import UsageError
 
 
@@ -24,7 +23,8 @@ def execute(
         usage: what --help shows above them.
     """
     flags.DEFINE_boolean("help", False, "show this", short_name="h", flag_values=values)
-    try:
+
+    def body() -> None:
         try:
             arguments = values(list(argv))[1:]
         except flags.Error as error:
@@ -37,10 +37,5 @@ def execute(
             )
         else:
             main(values, arguments)
-    except UsageError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+
+    return cli.guarded(body)

@@ -56,6 +56,10 @@ class TextCodec:
         """The text of tokens, special tokens left out."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def pieces(self, tokens: Sequence[int] | np.ndarray) -> list[str]:
+        """The text of every token by itself, special tokens included."""
+        return [self.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in tokens]
+
     def _render(self, messages: Sequence[Mapping[str, str | None]]) -> str:
         try:
             return self.tokenizer.apply_chat_template(
