@@ -203,7 +203,7 @@ def _row(prompt: Prompt, result: DecodeResult, i: int, codec: text.TextCodec | N
 
 
 def _trace(job: Job, result: DecodeResult, i: int, *, prompt_ids: list[int]) -> Row:
-    """What a viewer of row `i` of a batch needs besides `_row`: with commit_step it tells the canvas after every step."""
+    """What a viewer of row `i` of a batch needs besides `_row`: with commit_step, the canvas after every step."""
     return {
         "prompt_ids": prompt_ids,
         "pieces": job.codec.pieces(result.tokens_BG[i].tolist()) if job.codec else None,

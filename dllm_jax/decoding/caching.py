@@ -40,7 +40,7 @@ class CacheStrategy(Protocol):
     def columns(self, geometry: Geometry) -> int:
         """Columns that hold the canvas and every slice (one that stuck out would be moved left silently)."""
 
-    def span(self, state: DecodeState, geometry: Geometry, *, mask_id: int) -> Span:
+    def span(self, state: DecodeState, geometry: Geometry) -> Span:
         """Where the next forward looks."""
 
 
@@ -73,7 +73,7 @@ class BlockCache:
         widths = self.widths(geometry)
         return max([geometry.length, *(start + width for start, width in zip(starts, widths, strict=False))])
 
-    def span(self, state: DecodeState, geometry: Geometry, *, mask_id: int) -> Span:
+    def span(self, state: DecodeState, geometry: Geometry) -> Span:
         """From the block's start."""
         first = geometry.block_start(current_block(state)) - self.lead
         return Span(first=first, slot_B=geometry.block_start(state.block_B), seen_B=state.end_B)
@@ -101,10 +101,14 @@ def dual_widths(geometry: Geometry) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class WindowCache:
-    """Rows decode from left to right, each from its own first mask u on.
+    """Rows decode from left to right, each from its own cursor u on, the column behind its last commit.
 
-    A forward sees the columns before u + lookahead. Those from u - kv_window on are run, and before them the ones whose
-    tokens the last step accepted (their keys and values are of masks); kv_window 0 keeps no cache.
+    A forward sees the columns before u + M. Those from u - W on are run, and before them the ones whose tokens the last
+    step committed (their keys and values are of masks).
+
+    Attributes:
+        kv_window: W, at least 1; 0 keeps no cache.
+        lookahead: M, at most gen_length.
     """
 
     kv_window: int
@@ -115,25 +119,28 @@ class WindowCache:
         return self.lookahead
 
     def widths(self, geometry: Geometry) -> tuple[int, ...]:
-        """Room for the window, as many accepted tokens as were looked ahead at most, and the lookahead."""
-        width = min(self.kv_window + 2 * self.lookahead - 1, geometry.length)
+        """Room for the window: W - 1, the a tokens accepted last, and the lookahead."""
+        width = min(self.kv_window - 1 + self._reach(geometry), geometry.length)
         return (width,) * geometry.num_blocks if self.kv_window else ()
 
     def columns(self, geometry: Geometry) -> int:
-        """A slice may begin anywhere."""
-        return geometry.length + max(self.widths(geometry), default=0)
+        """A slice, and the slots, may begin at any cursor."""
+        return geometry.length + self._reach(geometry)
 
-    def span(self, state: DecodeState, geometry: Geometry, *, mask_id: int) -> Span:
-        """Begins at u - W - a + 1 and sees up to u + M, with a tokens accepted by the row's last forward."""
-        columns_1L = jnp.arange(state.tokens_BL.shape[1])[None, :]
-        is_mask_BL = (state.tokens_BL == mask_id) & (columns_1L >= geometry.prompt_length)
-        cursor_B = jnp.min(jnp.where(is_mask_BL, columns_1L, geometry.length), axis=1)
-        accepted_B = jnp.sum((state.commit_step_BL == state.nfe_B[:, None]) & (state.nfe_B[:, None] > 0), axis=1)
+    def span(self, state: DecodeState, geometry: Geometry) -> Span:
+        """Begins at u - W - a + 1, and u + M is not seen."""
+        cursor_B = geometry.prompt_length + jnp.sum(state.commit_step_BL > 0, axis=1)
+        is_last_BL = (state.commit_step_BL > 0) & (state.commit_step_BL == state.nfe_B[:, None])
+        accepted_B = jnp.sum(is_last_BL, axis=1)
         return Span(
             first=jnp.maximum(cursor_B - self.kv_window - accepted_B + 1, 0),
             slot_B=cursor_B,
             seen_B=jnp.minimum(cursor_B + self.lookahead, state.end_B),
         )
+
+    def _reach(self, geometry: Geometry) -> int:
+        """The most that a row accepts in one step and looks ahead in the next."""
+        return min(2 * self.lookahead, geometry.gen_length)
 
 
 def current_block(state: DecodeState) -> Int[Array, ""]:

@@ -73,13 +73,11 @@ class Engine:
         Returns:
             The state after the step, and the keys and values of those columns.
         """
-        state, slots = carry.state, self.cache.slots(self.geometry)
-        span = self._span(state)._replace(first=jnp.int32(0))
+        state, geometry = carry.state, self.geometry
+        span, slots = self._span(state)._replace(first=jnp.int32(0)), self.cache.slots(geometry)
         if self.block_limit is not None:  # blocks that ran out of forwards may have left masks, which compete again
-            span, slots = (
-                span._replace(slot_B=jnp.full_like(span.slot_B, self.geometry.prompt_length)),
-                self.geometry.gen_length,
-            )
+            start_B = jnp.full_like(span.slot_B, geometry.prompt_length)
+            span, slots = span._replace(slot_B=start_B), geometry.gen_length
         hidden, cache = self._forward(state, span, width=length, keys=length)
         return self._look(carry, hidden, span, slots=slots, active_B=state.live_B), cache
 
@@ -96,7 +94,7 @@ class Engine:
         return self._look(carry, hidden, span, slots=slots, active_B=active_B), cache
 
     def _span(self, state: DecodeState) -> Span:
-        return self.cache.span(state, self.geometry, mask_id=self.mask_id)
+        return self.cache.span(state, self.geometry)
 
     def _forward(
         self, state: DecodeState, span: Span, *, width: int, keys: int, cache: Cache | None = None
