@@ -79,8 +79,12 @@ def attend(
         kernel: "xla" anywhere; "cudnn" on NVIDIA GPUs in 16 bits, for lengths it accepts (others fall back to XLA).
             A TPU kernel would be a third name here.
     """
-    fits_cudnn = q.shape[1] % CUDNN_LENGTH_MULTIPLE == 0 and k.shape[1] % CUDNN_LENGTH_MULTIPLE == 0
-    implementation: Literal["cudnn", "xla"] = "cudnn" if kernel == "cudnn" and fits_cudnn else "xla"
+    batch, queries, _, head_dim = q.shape
+    keys = k.shape[1]
+    fits_cudnn = queries % CUDNN_LENGTH_MULTIPLE == 0 and keys % CUDNN_LENGTH_MULTIPLE == 0 and head_dim % 8 == 0
+    implementation: Literal["cudnn", "xla"] = "xla"
+    if kernel == "cudnn" and fits_cudnn:
+        implementation, mask = "cudnn", jnp.broadcast_to(mask, (batch, 1, queries, keys))  # it takes whole masks only
     return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
 
 
