@@ -13,6 +13,7 @@ from dllm_jax.checkpoints.load import load_model
 from dllm_jax.config import Config, from_config_dict
 from dllm_jax.decoding.generate import Decoder, decode_all
 from dllm_jax.decoding.state import DecodeResult
+from dllm_jax.decoding.vocabulary import check_shared
 from dllm_jax.errors import UsageError
 from dllm_jax.models.cache import causal_mask
 from dllm_jax.models.model import Model
@@ -51,13 +52,16 @@ def _logits(
     return module.unembed(hidden_BLD).astype(jnp.float32)
 
 
-def decode(model: Model, prompts: Sequence[Sequence[int]], config: Config | ConfigDict) -> DecodeResult:
+def decode(
+    model: Model, prompts: Sequence[Sequence[int]], config: Config | ConfigDict, verifier: Model | None = None
+) -> DecodeResult:
     """Decodes prompts of any number and length.
 
     Args:
         model: a diffusion model from `load_model`.
         prompts: token ids of every prompt.
         config: settings, of which `decode` and what belongs to the policy are used.
+        verifier: a causal model over the same tokens from `load_model`, for the policy `apd`.
 
     Returns:
         Tokens and counts per prompt, in the order given.
@@ -66,7 +70,9 @@ def decode(model: Model, prompts: Sequence[Sequence[int]], config: Config | Conf
         UsageError: a wrong setting or prompt; the prompt's index is named.
     """
     config = from_config_dict(config) if isinstance(config, ConfigDict) else config
-    decoder = Decoder(model, config)
+    decoder = Decoder(model, config, verifier=verifier)
+    if decoder.verifier:
+        check_shared(model, decoder.verifier, model_tokens=None, verifier_tokens=None)
     if not len(prompts):
         raise UsageError("prompts: expected at least one, got none")
     for index, prompt in enumerate(prompts):

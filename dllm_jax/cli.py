@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -25,48 +25,55 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dllm_jax.config import Config, from_config_dict, to_config_dict
+from dllm_jax.config import Config, build, to_config_dict
 from dllm_jax.errors import UsageError
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 COMPILATION_CACHE = "~/.cache/dllm_jax/programs"
-# The dataclass field of every setting by its full name.
-FIELDS: dict[str, Any] = {
-    f"{section.name}.{field.name}": field
-    for section in dataclasses.fields(Config)
-    for field in dataclasses.fields(getattr(Config(), section.name))
-}
 # Set unless the user did: tokenizers come from local folders only, and transformers need not say that torch is missing.
 _ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 # Added to XLA_FLAGS unless the user gave it: on GPUs cuBLAS reads the weights of a small batch faster than Triton.
 _XLA_FLAG = "--xla_gpu_enable_triton_gemm"
 
 
-def run(main: Callable[[Config], None], *, description: str, default_config: str) -> NoReturn:
+def settings_of(schema: type[Any]) -> dict[str, Any]:
+    """The dataclass field of every setting of a command, by its full name."""
+    return {
+        f"{section.name}.{field.name}": field
+        for section in dataclasses.fields(schema)
+        for field in dataclasses.fields(getattr(schema(), section.name))
+    }
+
+
+def run(main: Callable[[Any], None], *, description: str, default_config: str, schema: type[Any] = Config) -> NoReturn:
     """Runs a command with the arguments of this process and exits.
 
     Args:
         main: the command; imports JAX only when called.
         description: what --help shows above the settings.
         default_config: the config file used without --config.
+        schema: the dataclass of the command's settings, which `main` gets.
     """
-    code = execute(main, sys.argv, description=description, default_config=default_config)
+    code = execute(main, sys.argv, description=description, default_config=default_config, schema=schema)
     if code == INTERRUPTED:
         os._exit(code)  # at once: a normal exit waits for the running computation, or crashes under its threads
     sys.exit(code)
 
 
-def execute(main: Callable[[Config], None], argv: Sequence[str], *, description: str, default_config: str) -> int:
+def execute(
+    main: Callable[[Any], None], argv: Sequence[str], *, description: str, default_config: str,
+    schema: type[Any] = Config,
+) -> int:  # fmt: skip
     """Parses `argv` (program name first), calls `main` and returns the exit code; see `run`."""
 
     def body() -> None:
         given, overrides = _split(argv, default_config)
         _prepare_environment(compilation_cache=given.compilation_cache)
-        values = load_config_file(given.config)
+        values = load_config_file(given.config, schema)
         if given.help:
-            _print_help(description, given.config, values)
+            _print_help(description, given.config, values, schema)
         else:
-            main(from_config_dict(_override(values, overrides)))
+            main(build(schema, _override(values, overrides, schema)))
 
     return guarded(body)
 
@@ -86,6 +93,17 @@ def guarded(body: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
         return 1
     return 0
+
+
+def require(*packages: str, extra: str) -> None:
+    """Refuses to go on without the packages of an optional extra.
+
+    Raises:
+        UsageError: naming the extra.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(f"packages: expected those of pip install 'dllm_jax[{extra}]', got no {', '.join(missing)}")
 
 
 def _prepare_environment(*, compilation_cache: str) -> None:
@@ -115,11 +133,12 @@ def _split(argv: Sequence[str], default_config: str) -> tuple[flags.FlagValues, 
     return values, rest
 
 
-def load_config_file(name: str) -> ConfigDict:
+def load_config_file(name: str, schema: type[Any]) -> ConfigDict:
     """Calls `get_config()` of a config file, `get_config("text")` for `file.py:text`, and fills in what it leaves out.
 
     Args:
         name: path of a Python file, relative to the working directory. It may import the repository's `configs`.
+        schema: the dataclass of the settings.
 
     Raises:
         UsageError: there is no such file, it fails, or it has no get_config that returns a ConfigDict.
@@ -131,7 +150,7 @@ def load_config_file(name: str) -> ConfigDict:
     if not Path(path).is_file():
         raise UsageError(f"--config: expected a configuration file, got {path!r} (no such file in {os.getcwd()})")
     try:
-        values = _fill(_import(path).get_config(*arguments))
+        values = _fill(_import(path).get_config(*arguments), schema)
     except UsageError:
         raise
     except Exception as error:
@@ -143,11 +162,11 @@ def load_config_file(name: str) -> ConfigDict:
     return values
 
 
-def _fill(given: Any) -> ConfigDict:
+def _fill(given: Any, schema: type[Any]) -> ConfigDict:
     """The defaults with the values given written over them; types are checked, unknown names kept for later."""
     if not isinstance(given, ConfigDict):
         raise UsageError(f"--config: expected get_config() to return a ConfigDict, got {given!r}")
-    values = to_config_dict(Config())
+    values = to_config_dict(schema())
     for name, section in given.items():
         if name in values and isinstance(section, ConfigDict):
             values[name].update(section)
@@ -165,23 +184,24 @@ def _import(path: str) -> ModuleType:
     return module
 
 
-def _override(values: ConfigDict, argv: list[str]) -> ConfigDict:
+def _override(values: ConfigDict, argv: list[str], schema: type[Any]) -> ConfigDict:
     """The values with the command line's `--config.section.field=value` written over them."""
+    known = settings_of(schema)
     for argument in argv[1:]:
         match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if match and match[1] not in FIELDS:
-            raise UsageError(f"--config.{match[1]}: unknown config field{_close(match[1])}")
+        if match and match[1] not in known:
+            raise UsageError(f"--config.{match[1]}: unknown config field{_close(match[1], known)}")
     parsed = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", values, flag_values=parsed, sys_argv=argv)
         positional = parsed(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UsageError(f"--{error.flagname}: unknown flag{_close(error.flagname)}") from None
+        raise UsageError(f"--{error.flagname}: unknown flag{_close(error.flagname, known)}") from None
     except flags.IllegalFlagValueError as error:
         match = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error))
         if not match:
             raise UsageError(str(error)) from None
-        raise UsageError(f"{match[1]}: expected {FIELDS[match[1]].type.__name__}, got {match[2]!r}") from None
+        raise UsageError(f"{match[1]}: expected {known[match[1]].type.__name__}, got {match[2]!r}") from None
     except (flags.Error, KeyError, AttributeError) as error:
         raise UsageError(str(error)) from None
     if positional:
@@ -189,16 +209,16 @@ def _override(values: ConfigDict, argv: list[str]) -> ConfigDict:
     return parsed.config
 
 
-def _close(name: str) -> str:
+def _close(name: str, known: Collection[str]) -> str:
     """What may have been meant by a mistyped flag or config field: settings with a similar last name."""
-    last_names = {full.split(".")[-1] for full in FIELDS}
+    last_names = {full.split(".")[-1] for full in known}
     similar = difflib.get_close_matches(name.split(".")[-1], last_names, cutoff=0.7)
-    candidates = [full for full in FIELDS if full.split(".")[-1] in similar]
+    candidates = [full for full in known if full.split(".")[-1] in similar]
     matches = difflib.get_close_matches(name, candidates, cutoff=0)
     return f", close to {', '.join(f'--config.{match}' for match in matches)}" if matches else " (see --help)"
 
 
-def _print_help(description: str, config_file: str, values: ConfigDict) -> None:
+def _print_help(description: str, config_file: str, values: ConfigDict, schema: type[Any]) -> None:
     """Every setting by section: name, its value in the config file, meaning."""
     console = Console(highlight=False)
     console.width = min(max(console.width, 80), 120)
@@ -206,17 +226,16 @@ def _print_help(description: str, config_file: str, values: ConfigDict) -> None:
     cache = f"compiled programs are kept here between runs; empty for nowhere (default: {COMPILATION_CACHE})"
     console.print(Text(f"{paragraphs}\n\n--compilation_cache=FOLDER  {cache}"))
     console.print(Text(f"\nSettings, with their values in {config_file}:"))
-    for section in dataclasses.fields(Config):
+    for section in dataclasses.fields(schema):
+        defaults = getattr(schema(), section.name)
         table = Table.grid(padding=(0, 2))
         table.add_column(no_wrap=True, min_width=16)
         table.add_column(min_width=10, max_width=24, overflow="fold")
         table.add_column()
-        for field in dataclasses.fields(getattr(Config(), section.name)):
+        for field in dataclasses.fields(defaults):
             value = values[section.name][field.name]
             choices = ", ".join(field.metadata["choices"])
             meaning = field.metadata["help"] + (f" [{choices}]" if choices else "")
             table.add_row(*map(Text, (field.name, str(value) if value != "" else '""', meaning)))
-        console.print(
-            Text(f"\n--config.{section.name}.*  {type(getattr(Config(), section.name)).__doc__}", style="bold")
-        )
+        console.print(Text(f"\n--config.{section.name}.*  {type(defaults).__doc__}", style="bold"))
         console.print(Padding(table, (0, 0, 0, 2)))

@@ -7,23 +7,31 @@ unknown names, and calls `validate`. This module imports no JAX, so that a comma
 
 import dataclasses
 import math
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Protocol, TypeVar, get_type_hints
 
 from ml_collections import ConfigDict
 
 from dllm_jax.errors import UsageError
 
 DREAM_ORDERS = ("entropy", "maskgit_plus", "topk_margin")
-POLICIES = ("low_confidence", "random", "threshold", "factor", *DREAM_ORDERS)
-CACHES = ("none", "prefix", "dual")
+POLICIES = ("low_confidence", "random", "threshold", "factor", *DREAM_ORDERS, "apd", "dico")
+CACHES = ("none", "prefix", "dual", "window")
 STOPS = ("none",)
 T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
 
 
 def setting(default: T, help_text: str, *, choices: tuple[str, ...] = ()) -> T:
     """A dataclass field with its line of --help and, for a string, the values it may take."""
     metadata = {"help": help_text, "choices": choices}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+class Settings(Protocol):
+    """All settings of one command: a frozen dataclass whose fields are sections."""
+
+    def validate(self) -> None:
+        """Checks values and their combinations; raises `UsageError`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +84,7 @@ class OutputSettings:
 class MeshSettings:
     """How devices are used; a mesh may take fewer than there are."""
 
-    data: int = setting(0, "devices that split the batch (0: as many as are left and divide decode.batch_size)")
+    data: int = setting(0, "devices that split the batch (0: as many as are left and divide it)")
     fsdp: int = setting(0, "devices that split the batch and the weights (0: one)")
     tensor: int = setting(0, "devices that split heads, MLP and vocabulary (0: one)")
 
@@ -89,7 +97,7 @@ class DecodeSettings:
     cache: str = setting("none", "which keys and values are kept between steps", choices=CACHES)
     stop: str = setting("none", "when a row ends before its last block", choices=STOPS)
     gen_length: int = setting(96, "tokens to generate")
-    block_length: int = setting(32, "tokens decoded together, block after block (0, and Dream's orders: gen_length)")
+    block_length: int = setting(32, "tokens decoded together, block after block (0, apd, Dream's orders: all)")
     steps: int = setting(0, "forwards of the fixed schedules, over all blocks (0: gen_length, one token each)")
     temperature: float = setting(0.0, "temperature of the Gumbel draw; 0 takes the most likely token")
     temperature_affects_order: bool = setting(
@@ -120,6 +128,57 @@ class FactorSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class VerifierSettings:
+    """The small causal model that checks the drafts of the policy `apd`."""
+
+    path: str = setting("", "folder of a checkpoint over the tokens of model.path, or the name of a bundled one")
+
+
+@dataclasses.dataclass(frozen=True)
+class ApdSettings:
+    """The policy `apd` (adaptive parallel decoding), from left to right."""
+
+    mixture_weight: float = setting(0.7, "share R of the diffusion model in the target, 0 to 1: more accepts more")
+    kv_window: int = setting(32, "known tokens W that a step runs again before its masks (0: no cache, all of them)")
+    max_lookahead: int = setting(64, "masks M that a step sees and drafts (0: all)")
+    target: str = setting(
+        "gumbel", "draw the target with the noise of the draft (the paper), or take its likeliest (the released code)",
+        choices=("gumbel", "argmax"),
+    )  # fmt: skip
+    temper_noise: bool = setting(True, "multiply the noise by the temperature once more, as released")
+    tokens_per_step: int = setting(0, "the baseline: commit this many tokens per step, without a verifier (0: apd)")
+
+
+@dataclasses.dataclass(frozen=True)
+class DicoSettings:
+    """The policy `dico` (divide, conquer, finalize), in every block."""
+
+    num_seeds: int = setting(4, "divide: positions N committed per forward, around which clusters grow")
+    max_divide_steps: int = setting(10, "divide: forwards S per round")
+    tolerance: int = setting(2, "misses M in a row over which a cluster grows")
+    seed_threshold: float = setting(0.3, "divide: the least weighted confidence of a seed and of a cluster's growth")
+    low_threshold: float = setting(0.6, "mean confidence at which divide ends and below which conquer does")
+    parallel_rule: str = setting("factor", "conquer: what a cluster commits at once", choices=("factor", "fixed"))
+    factor: float = setting(1.0, "conquer: the n surest with factor / (1 - confidence) - 1 >= n")
+    high_threshold: float = setting(0.95, "conquer: confidence to commit under the fixed rule")
+    gate: float = setting(0.8, "share R of a block to decode in rounds of divide and conquer, 0 to 1")
+    margin: float = setting(3.0, "finalize: lead over the second logit to commit at")
+    finalize_tokens: int = setting(1, "finalize: tokens per forward without a clear one (above 1 masks may be left)")
+    alpha: float = setting(0.5, "how fast the least weight grows with the share of the text decoded")
+    beta: float = setting(0.05, "least weight at the beginning")
+    max_weight: float = setting(1.0, "weight of a block's first mask")
+    weighting: str = setting(
+        "exponential", "divide: how confidence is weighted from a block's first mask to its end",
+        choices=("none", "exponential", "linear", "static"),
+    )  # fmt: skip
+    seed_method: str = setting("soft_nms", "divide: how seeds keep apart", choices=("soft_nms", "regular_interval"))
+    auto_commit: float = setting(0.98, "conquer, finalize: confidence above which a token is always committed")
+    growth_ratio: float = setting(0.1, "divide: growth of a cluster's width that is progress")
+    patience: int = setting(2, "divide: forwards in a row without progress that end it")
+    sigma_divisor: float = setting(3.0, "soft_nms: block_length / this is how far a seed weakens others")
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchSettings:
     """What `decode.bench` measures, and how long."""
 
@@ -141,10 +200,17 @@ class Config:
     decode: DecodeSettings = dataclasses.field(default_factory=DecodeSettings)
     threshold: ThresholdSettings = dataclasses.field(default_factory=ThresholdSettings)
     factor: FactorSettings = dataclasses.field(default_factory=FactorSettings)
+    verifier: VerifierSettings = dataclasses.field(default_factory=VerifierSettings)
+    apd: ApdSettings = dataclasses.field(default_factory=ApdSettings)
+    dico: DicoSettings = dataclasses.field(default_factory=DicoSettings)
     bench: BenchSettings = dataclasses.field(default_factory=BenchSettings)
 
+    def validate(self) -> None:
+        """See the function `validate`."""
+        validate(self)
 
-def to_config_dict(config: Config) -> ConfigDict:
+
+def to_config_dict(config: Any) -> ConfigDict:
     """The settings as a `ConfigDict`, for experiment files and flags."""
     return ConfigDict(dataclasses.asdict(config))
 
@@ -155,8 +221,13 @@ def from_config_dict(values: ConfigDict) -> Config:
     Raises:
         UsageError: an unknown field, a value of the wrong type, or a value `validate` refuses.
     """
-    config = _build(Config, values, "")
-    validate(config)
+    return build(Config, values)
+
+
+def build(schema: type[S], values: ConfigDict) -> S:
+    """The settings of a command as its own dataclass of sections, checked; see `from_config_dict`."""
+    config = _build(schema, values, "")
+    config.validate()
     return config
 
 
@@ -194,6 +265,27 @@ def validate(config: Config) -> None:
     Raises:
         UsageError: naming the field, what was expected and what came.
     """
+    check_values(config)
+    if config.input.path and config.input.prompt:
+        raise UsageError("input.prompt: expected none together with input.path, got both")
+    for name in MeshSettings.__dataclass_fields__:
+        at_least(f"mesh.{name}", getattr(config.mesh, name), 0)
+    _validate_decode(config.decode)
+    at_least("threshold.value", config.threshold.value, 0)
+    at_least("factor.value", config.factor.value, 0)
+    _validate_apd(config)
+    _validate_dico(config)
+    for name in ("prompt_length", "steps", "repeats"):
+        at_least(f"bench.{name}", getattr(config.bench, name), 1)
+    batch_sizes(config.bench)
+
+
+def check_values(config: Any) -> None:
+    """Checks every setting of a command on its own: one of its choices, a finite number.
+
+    Raises:
+        UsageError: naming the field.
+    """
     for section in dataclasses.fields(config):
         settings = getattr(config, section.name)
         for field in dataclasses.fields(settings):
@@ -202,31 +294,27 @@ def validate(config: Config) -> None:
                 raise UsageError(f"{section.name}.{field.name}: expected one of {', '.join(choices)}, got {value!r}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{section.name}.{field.name}: expected a finite number, got {value}")
-    if config.input.path and config.input.prompt:
-        raise UsageError("input.prompt: expected none together with input.path, got both")
-    for name in MeshSettings.__dataclass_fields__:
-        _at_least(f"mesh.{name}", getattr(config.mesh, name), 0)
-    _validate_decode(config.decode)
-    _at_least("threshold.value", config.threshold.value, 0)
-    _at_least("factor.value", config.factor.value, 0)
-    for name in ("prompt_length", "steps", "repeats"):
-        _at_least(f"bench.{name}", getattr(config.bench, name), 1)
-    batch_sizes(config.bench)
 
 
 def _validate_decode(decode: DecodeSettings) -> None:
-    _at_least("decode.gen_length", decode.gen_length, 1)
-    _at_least("decode.block_length", decode.block_length, 0)
-    _at_least("decode.steps", decode.steps, 0)
-    _at_least("decode.batch_size", decode.batch_size, 1)
-    _at_least("decode.temperature", decode.temperature, 0)
-    _at_least("decode.cfg_scale", decode.cfg_scale, 0)
+    at_least("decode.gen_length", decode.gen_length, 1)
+    at_least("decode.block_length", decode.block_length, 0)
+    at_least("decode.steps", decode.steps, 0)
+    at_least("decode.batch_size", decode.batch_size, 1)
+    at_least("decode.temperature", decode.temperature, 0)
+    at_least("decode.cfg_scale", decode.cfg_scale, 0)
     if not 0 < decode.top_p <= 1:
         raise UsageError(f"decode.top_p: expected above 0 and at most 1, got {decode.top_p}")
     if not 0 < decode.eps < 1:
         raise UsageError(f"decode.eps: expected above 0 and below 1, got {decode.eps}")
     if decode.confidence_eos_eot_inf and decode.policy in DREAM_ORDERS:
         raise UsageError(f"decode.confidence_eos_eot_inf: expected False with decode.policy {decode.policy}, got True")
+    caches = ("none", "window") if decode.policy == "apd" else ("none", "prefix", "dual")
+    if decode.cache not in caches:
+        raise UsageError(
+            f"decode.cache: expected one of {', '.join(caches)} with decode.policy {decode.policy}, "
+            f"got {decode.cache!r}"
+        )
     block_length, steps = block_schedule(decode)
     if decode.gen_length % block_length:
         raise UsageError(
@@ -237,9 +325,52 @@ def _validate_decode(decode: DecodeSettings) -> None:
         raise UsageError(f"decode.steps: expected a multiple of the number of blocks {blocks}, got {steps}")
 
 
+def _validate_apd(config: Config) -> None:
+    decode, apd = config.decode, config.apd
+    if not 0 <= apd.mixture_weight <= 1:
+        raise UsageError(f"apd.mixture_weight: expected 0 to 1, got {apd.mixture_weight}")
+    for name in ("kv_window", "max_lookahead", "tokens_per_step"):
+        at_least(f"apd.{name}", getattr(apd, name), 0)
+    if decode.policy != "apd":
+        return
+    for name, off in (("stop", "none"), ("cfg_scale", 0), ("logits_eos_inf", False), ("confidence_eos_eot_inf", False)):
+        if getattr(decode, name) != off:
+            raise UsageError(f"decode.{name}: expected {off} with decode.policy apd, got {getattr(decode, name)}")
+    if apd.tokens_per_step and config.verifier.path:
+        raise UsageError("apd.tokens_per_step: expected 0 together with verifier.path, got both")
+    if apd.tokens_per_step > (apd.max_lookahead or decode.gen_length):
+        raise UsageError(
+            f"apd.tokens_per_step: expected at most {apd.max_lookahead or decode.gen_length} (the tokens drafted), "
+            f"got {apd.tokens_per_step}"
+        )
+
+
+def _validate_dico(config: Config) -> None:
+    decode, dico = config.decode, config.dico
+    for name in ("num_seeds", "finalize_tokens", "patience"):
+        at_least(f"dico.{name}", getattr(dico, name), 1)
+    for name in (
+        "max_divide_steps", "tolerance", "seed_threshold", "low_threshold", "factor", "high_threshold", "margin",
+        "alpha", "auto_commit", "growth_ratio",
+    ):  # fmt: skip
+        at_least(f"dico.{name}", getattr(dico, name), 0)
+    for name in ("beta", "max_weight", "sigma_divisor"):
+        if getattr(dico, name) <= 0:
+            raise UsageError(f"dico.{name}: expected above 0, got {getattr(dico, name)}")
+    if not 0 <= dico.gate <= 1:
+        raise UsageError(f"dico.gate: expected 0 to 1, got {dico.gate}")
+    if decode.policy == "dico" and decode.compat == "reference" and decode.cache == "dual":
+        raise UsageError("decode.compat: expected none with decode.policy dico and decode.cache dual, got 'reference'")
+
+
+def wants_verifier(config: Config) -> bool:
+    """Whether the decoding needs a second, causal model."""
+    return config.decode.policy == "apd" and not config.apd.tokens_per_step
+
+
 def block_schedule(decode: DecodeSettings) -> tuple[int, int]:
-    """Block length and total steps with their zeros filled in; Dream's orders know one block only."""
-    whole = not decode.block_length or decode.policy in DREAM_ORDERS
+    """Block length and total steps with their zeros filled in; apd and Dream's orders know one block only."""
+    whole = not decode.block_length or decode.policy in (*DREAM_ORDERS, "apd")
     return decode.gen_length if whole else decode.block_length, decode.steps or decode.gen_length
 
 
@@ -255,6 +386,7 @@ def batch_sizes(bench: BenchSettings) -> tuple[int, ...]:
     return tuple(map(int, sizes))
 
 
-def _at_least(field: str, value: float, bound: float) -> None:
+def at_least(field: str, value: float, bound: float) -> None:
+    """Refuses a setting below its bound."""
     if value < bound:
         raise UsageError(f"{field}: expected at least {bound}, got {value}")

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
-import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,20 +13,21 @@ import jax
 import jax.numpy as jnp
 import rich.progress
 from jax.sharding import Mesh
-from rich.console import Console
 
 import dllm_jax
 from dllm_jax.checkpoints.load import load_model, resolve
-from dllm_jax.config import Config
+from dllm_jax.config import Config, TokenizerSettings, wants_verifier
 from dllm_jax.data.outputs import ResultFile, Row
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
 from dllm_jax.decoding import text
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeResult, Timing
+from dllm_jax.decoding.vocabulary import check_shared
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import Model, random_model
 from dllm_jax.models.registry import PRESETS
+from dllm_jax.progress import for_people
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,12 +68,15 @@ def prepare(config: Config, *, check: Check | None = None) -> Job:
     prompts = read(config.input, bad, check=check)
     mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.decode.batch_size)
     done = file.resume(_identity(config, prompts, mesh)) if file else {}
+    verifier = open_verifier(config, mesh)
     model = open_model(config, mesh)
-    codec = _load_codec(config, model)
+    codec = load_codec(config, model)
+    if verifier:
+        _check_tokens(model, verifier, codec=codec)
     eot_id = text.end_of_turn(
         config.model.eot_token_id, config_id=model.config.eot_id, codec=codec, vocab_size=model.config.vocab_size
     )
-    decoder = Decoder(model, config, eot_id=eot_id)
+    decoder = Decoder(model, config, verifier=verifier, eot_id=eot_id)
     kept, tokens = [], []
     for prompt in prompts:
         with bad.line(prompt.line):
@@ -89,7 +93,7 @@ def decode(job: Job) -> JobResult:
     pending = [place for place, prompt in enumerate(job.prompts) if prompt.index not in job.done]
     fresh: dict[int, Row] = {}
     iterations, timing = 0, Timing(0.0, 0.0, 0, 0)
-    with rich.progress.Progress(**_for_people()) as progress:
+    with rich.progress.Progress(**for_people()) as progress:
         bar = progress.add_task("decoding", total=len(job.prompts), completed=len(job.prompts) - len(pending))
         for batch in job.decoder.batches([len(job.tokens[place]) for place in pending]):
             places = [pending[i] for i in batch]
@@ -129,7 +133,8 @@ def summary(metrics: Mapping[str, Any]) -> str:
     """The metrics for a reader, in a few lines."""
     lines = [
         f"{metrics['num_samples']} samples: {metrics['num_tokens']} tokens in {metrics['nfe_sum']} forwards, "
-        f"{metrics['tokens_per_forward']:.2f} tokens per forward",
+        f"{metrics['tokens_per_forward']:.2f} tokens per forward ({metrics['committed_per_forward']:.2f} committed, "
+        "with those behind the end of text)",
         f"compile {metrics['compile_seconds']:.1f} s (programs: {metrics['compilations']}, "
         f"from the compilation cache: {metrics['cache_hits']}), "
         f"decode {metrics['decode_seconds']:.2f} s on {metrics['device']['kind']}, {metrics['dtype']}",
@@ -156,7 +161,7 @@ def open_model(config: Config, mesh: Mesh) -> Model:
     """The checkpoint of model.path, or random weights with the shape of model.preset."""
     settings = config.model
     if not settings.preset:
-        track = functools.partial(rich.progress.track, description="loading", **_for_people())
+        track = functools.partial(rich.progress.track, description="loading", **for_people())
         return load_model(settings.path, dtype=settings.dtype, mesh=mesh, verify=settings.verify, track=track)
     if settings.preset not in PRESETS:
         raise UsageError(f"model.preset: expected one of {', '.join(PRESETS)}, got {settings.preset!r}")
@@ -165,8 +170,39 @@ def open_model(config: Config, mesh: Mesh) -> Model:
     return random_model(PRESETS[settings.preset], dtype=jnp.dtype(dtype), mesh=mesh, seed=config.decode.seed)
 
 
-def _load_codec(config: Config, model: Model) -> text.TextCodec | None:
-    """The tokenizer of tokenizer.path, else of the model's folder; None if that has none."""
+def open_verifier(config: Config, mesh: Mesh) -> Model | None:
+    """The checkpoint of verifier.path, if the decoding needs one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path, settings = config.verifier.path, config.model
+    if not wants_verifier(config):
+        return None
+    if not path:
+        raise UsageError(
+            "verifier.path: expected a causal model for decode.policy apd (or apd.tokens_per_step), got none"
+        )
+    return load_model(path, dtype=settings.dtype, mesh=mesh, verify=settings.verify, field="verifier.path")
+
+
+def _check_tokens(model: Model, verifier: Model, *, codec: text.TextCodec | None) -> None:
+    """Compares the tokens of model and verifier."""
+    theirs = text.load(resolve(verifier.path, field="verifier.path"), TokenizerSettings(chat_template="off"))
+    check_shared(
+        model,
+        verifier,
+        model_tokens=codec.tokenizer.get_vocab() if codec else None,
+        verifier_tokens=theirs.tokenizer.get_vocab() if theirs else None,
+    )
+
+
+def load_codec(config: Config, model: Model) -> text.TextCodec | None:
+    """The tokenizer of tokenizer.path, else of the model's folder; None if that has none.
+
+    Raises:
+        UsageError: it cannot be read, or belongs to another model.
+    """
     path = config.tokenizer.path or model.path
     if not path:
         return None
@@ -199,7 +235,7 @@ def _row(prompt: Prompt, result: DecodeResult, i: int, codec: text.TextCodec | N
         "nfe": int(result.nfe_B[i]),
         "commit_step": result.commit_step_BG[i].tolist(),
         "finish_reason": result.finish_reason[i],
-    }
+    } | (result.log.row(i) if result.log else {})
 
 
 def _trace(job: Job, result: DecodeResult, i: int, *, prompt_ids: list[int]) -> Row:
@@ -219,21 +255,24 @@ def _counts(job: Job, result: JobResult) -> dict[str, Any]:
     timed_tokens = sum(row["num_tokens"] for row in result.timed_rows)
     timed_canvas = len(result.timed_rows) * job.config.decode.gen_length
     seconds = result.timing.decode_seconds
+    phases: Counter[str] = sum((Counter(row.get("forwards_by_phase")) for row in result.rows), Counter())
     return {
         "tokens_per_forward": num_tokens / nfe,
+        "committed_per_forward": sum(step > 0 for row in result.rows for step in row["commit_step"]) / nfe,
         "tokens_per_second": timed_tokens / seconds if seconds else None,
         "canvas_tokens_per_second": timed_canvas / seconds if seconds else None,
         "num_samples": len(result.rows),
         "num_tokens": num_tokens,
         "nfe_sum": nfe,
         "nfe_mean": nfe / len(result.rows),
+        **({"forwards_by_phase": dict(phases)} if phases else {}),
         "timed_samples": len(result.timed_rows),
         "iterations": result.iterations,
         **dataclasses.asdict(result.timing),
     }
 
 
-def environment(*, config: Config, model: Model) -> dict[str, Any]:
+def environment(*, config: Any, model: Model) -> dict[str, Any]:
     """What metrics were measured with."""
     device = model.mesh.devices.flat[0]
     packages = ("jax", "jaxlib", "flax", "numpy")
@@ -248,8 +287,3 @@ def environment(*, config: Config, model: Model) -> dict[str, Any]:
         },
         "config": dataclasses.asdict(config),
     }
-
-
-def _for_people() -> dict[str, Any]:
-    """Settings of a progress bar that shows on a terminal only."""
-    return {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}

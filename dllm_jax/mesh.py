@@ -56,10 +56,18 @@ def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: M
     return PartitionSpec(*names)
 
 
-def state_shardings(abstract_state: nnx.State, mesh: Mesh) -> nnx.State:
-    """The sharding of every parameter of an abstract state (`nnx.eval_shape`), in the same tree."""
+def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+    """The sharding of every leaf of an abstract state, in the same tree.
 
-    def place(variable: nnx.Variable) -> nnx.Variable:
+    Args:
+        abstract_state: parameters (`nnx.eval_shape`), or a tree that has some inside, like the state of an optimizer:
+            whatever keeps a parameter's metadata is placed as the parameter, anything else is replicated.
+        mesh: the devices.
+    """
+
+    def place(variable: Any) -> Any:
+        if not isinstance(variable, nnx.Variable):
+            return NamedSharding(mesh, PartitionSpec())
         spec = parameter_spec(variable.get_metadata()["logical_axes"], variable.shape, mesh)
         return variable.replace(NamedSharding(mesh, spec))
 

@@ -157,7 +157,7 @@ def test_help_lists_every_setting(
     out = capsys.readouterr().out
     assert out.startswith("What it does.")
     assert max(map(len, out.splitlines())) <= columns
-    for name, field in cli.FIELDS.items():
+    for name, field in cli.settings_of(Config).items():
         section, last = name.split(".")
         assert f"--config.{section}.*" in out
         assert f"\n  {last} " in out

@@ -35,7 +35,8 @@ def measure(config: Config) -> dict[str, Any]:
     sizes = batch_sizes(config.bench)
     mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=math.gcd(*sizes))
     model = jobs.open_model(config, mesh)
-    decoders = [_decoder(model, config, size) for size in sizes]
+    verifier = jobs.open_verifier(config, mesh)
+    decoders = [_decoder(model, config, size, verifier=verifier) for size in sizes]
     steps: list[StepTiming] = []
     decodes: list[DecodeTiming] = []
     for size, decoder in zip(sizes, decoders, strict=True):
@@ -54,9 +55,9 @@ def measure(config: Config) -> dict[str, Any]:
     }
 
 
-def _decoder(model: Model, config: Config, batch_size: int) -> Decoder:
+def _decoder(model: Model, config: Config, batch_size: int, *, verifier: Model | None) -> Decoder:
     decode = dataclasses.replace(config.decode, batch_size=batch_size)
-    decoder = Decoder(model, dataclasses.replace(config, decode=decode))
+    decoder = Decoder(model, dataclasses.replace(config, decode=decode), verifier=verifier)
     try:
         decoder.check([0] * config.bench.prompt_length)
     except UsageError as error:

@@ -13,10 +13,10 @@ from dllm_jax.models import registry
 from dllm_jax.models.transformer import TransformerConfig
 
 # What travels with the weights besides config.json: the tokenizer, and code for other frameworks (never run here).
-COMPANIONS = (
+TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
-    "generation_config.json", "*.py",
 )  # fmt: skip
+COMPANIONS = (*TOKENIZER, "generation_config.json", "*.py")
 SIZES = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "vocab_size", "max_length")
 NAMES_IN_ERRORS = 8
 
@@ -69,9 +69,9 @@ def read_config(folder: Path) -> TransformerConfig:
     return config
 
 
-def copy_companions(source: Path, target: Path) -> None:
+def copy_companions(source: Path, target: Path, *, patterns: tuple[str, ...] = COMPANIONS) -> None:
     """Copies the tokenizer and its like from one checkpoint folder to another."""
-    for pattern in COMPANIONS:
+    for pattern in patterns:
         for path in source.glob(pattern):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)
@@ -84,6 +84,24 @@ def write_config(source: Path, target: Path, *, dtype: str) -> None:
     (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
+def check_new_folder(target: Path, *, overwrite: bool, field: str = "--target", switch: str = "--overwrite") -> None:
+    """Refuses a folder that exists and may not be replaced.
+
+    Args:
+        target: the folder to write.
+        overwrite: a checkpoint that is there may be replaced.
+        field: the setting that names the target, for errors.
+        switch: what allows to replace it, for errors.
+
+    Raises:
+        UsageError: it exists.
+    """
+    if target.exists() and not overwrite:
+        raise UsageError(f"{field}: expected a folder that does not exist, or {switch}, got {target}")
+    if target.exists() and not (target / "config.json").is_file():
+        raise UsageError(f"{field}: expected a checkpoint folder to overwrite, got {target} without a config.json")
+
+
 @contextlib.contextmanager
 def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place if the block succeeds and vanishes if it does not.
@@ -91,10 +109,7 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     Raises:
         UsageError: `target` exists and may not be replaced, or its parent cannot be written to.
     """
-    if target.exists() and not overwrite:
-        raise UsageError(f"--target: expected a folder that does not exist, or --overwrite, got {target}")
-    if target.exists() and not (target / "config.json").is_file():
-        raise UsageError(f"--target: expected a checkpoint folder to overwrite, got {target} without a config.json")
+    check_new_folder(target, overwrite=overwrite)
     suffix = uuid.uuid4().hex[:8]
     temporary, old = (target.with_name(f"{target.name}.{kind}-{suffix}") for kind in ("partial", "old"))
     try:

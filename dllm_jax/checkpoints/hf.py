@@ -158,6 +158,13 @@ def export_hf(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, tra
         raise UsageError(f"{target}: expected an empty folder to export to, got one with files")
     if not model.path:
         raise UsageError("model: expected one that was loaded from a folder, got random weights without a config.json")
+    write_tensors(model, target, shard_bytes=shard_bytes, track=track)
+    files.write_config(Path(model.path), target, dtype=model.dtype.name)
+    files.copy_companions(Path(model.path), target)
+
+
+def write_tensors(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, track: Track = iter) -> None:
+    """Writes the weights of a model, the first part of `export_hf`."""
     params, names = layout.flatten(model.params), registry.tensor_names(model.config)
     shards = _shards({path: param.nbytes for path, param in params.items()}, shard_bytes)
     files_by_last = {
@@ -176,8 +183,6 @@ def export_hf(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, tra
         total = sum(param.nbytes for param in params.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    files.write_config(Path(model.path), target, dtype=model.dtype.name)
-    files.copy_companions(Path(model.path), target)
 
 
 def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

@@ -40,7 +40,13 @@ def resolve(path: str | Path, *, field: str = "model.path") -> Path:
 
 
 def load_model(
-    path: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None, verify: bool = True, track: hf.Track = iter
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    mesh: Mesh | None = None,
+    verify: bool = True,
+    track: hf.Track = iter,
+    field: str = "model.path",
 ) -> Model:
     """Loads a checkpoint of any known family; every device receives only its part of the weights.
 
@@ -50,11 +56,12 @@ def load_model(
         mesh: where the weights go (default: the first device).
         verify: compare the checksums of a converted checkpoint with its manifest first.
         track: wraps the parameters read from a Hugging Face folder, to show progress.
+        field: the setting that the path came from, for the error.
 
     Raises:
         UsageError: no such checkpoint, a broken one, or an unknown dtype.
     """
-    folder = resolve(path)
+    folder = resolve(path, field=field)
     converted = (folder / PARAMS).exists() or (folder / MANIFEST).exists()
     if converted:
         verify_folder(folder, checksums=verify)

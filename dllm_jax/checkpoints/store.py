@@ -58,6 +58,64 @@ def restore_params(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> di
             raise UsageError(f"{path}: expected a readable Orbax checkpoint, got {_one_line(error)}") from error
 
 
+class TrainingCheckpoints:
+    """The numbered checkpoints of a training run, of which the newest is kept.
+
+    Each holds a tree of arrays and a JSON object: the state of the iterator over the data. A checkpoint appears when it
+    is complete; what an interrupted run left of another one is removed.
+
+    Args:
+        folder: where they are; made if it does not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.absolute(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(1),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, step: int, tree: Any, *, iterator: Mapping[str, Any]) -> None:
+        """Writes the checkpoint of a step; one that is there already is left alone."""
+        if self.latest() != step:
+            self._checkpointer.save_checkpointables(step, {"arrays": _by_name(tree), "iterator": dict(iterator)})
+
+    def latest(self) -> int | None:
+        """The step of the newest checkpoint."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads the newest checkpoint.
+
+        Args:
+            abstract: the tree that was saved, of `jax.ShapeDtypeStruct` with shardings.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        wanted = {"arrays": _by_name(abstract), "iterator": None}
+        try:
+            found = self._checkpointer.load_checkpointables(None, wanted)
+        except (ocp.errors.InvalidLayoutError, OSError, ValueError) as error:
+            folder = self._checkpointer.directory
+            raise UsageError(f"{folder}: expected a readable Orbax checkpoint, got {_one_line(error)}") from error
+        leaves = [found["arrays"][name] for name in _by_name(abstract)]
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves), found["iterator"]
+
+    def close(self) -> None:
+        """Ends the threads of Orbax."""
+        self._checkpointer.close()
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their place in it."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
 def _context(arrays: Iterable[Any]) -> ocp.Context:
     """Options: no second copy of the weights in host memory, and no compression, which gains nothing on weights."""
     context = ocp.Context()

@@ -48,11 +48,11 @@ class ResultFile:
         found, rows, size = self._read_partial()
         if not rows:
             self.partial_path.unlink(missing_ok=True)
-        elif difference := _difference(found, self._header):
+        elif change := difference(found, self._header):
             if not self._overwrite:
                 raise UsageError(
                     f"output.path: expected the unfinished {self.partial_path.name} to have the same settings, "
-                    f"got {difference} (output.overwrite=true discards it)"
+                    f"got {change} (output.overwrite=true discards it)"
                 )
             self.partial_path.unlink()
             rows = {}
@@ -112,7 +112,7 @@ def check_writable(path: Path, config: Config) -> None:
         raise UsageError(f"output.path: expected a file that can be written, got {config.output.path!r} ({got})")
 
 
-def _difference(found: Row, wanted: Row) -> str:
+def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """The first setting that differs between two headers, in words; "" if none does."""
     old, new = _flat(found), _flat(wanted)
     name = next((name for name in new if name not in old or old[name] != new[name]), "")
@@ -121,7 +121,7 @@ def _difference(found: Row, wanted: Row) -> str:
     return f"{name} {old.get(name)!r} instead of {new[name]!r}" if name else ""
 
 
-def _flat(header: Row) -> Row:
+def _flat(header: Mapping[str, Any]) -> Row:
     flat = {}
     for name, value in header.items():
         fields = value.items() if isinstance(value, dict) else [("", value)]

@@ -74,13 +74,16 @@ def source(settings: InputSettings) -> str:
     return "input.prompt" if settings.prompt else settings.path or "built-in prompts"
 
 
-def read(settings: InputSettings, bad: BadLines, *, check: Check | None = None) -> list[Prompt]:
+def read(
+    settings: InputSettings, bad: BadLines, *, check: Check | None = None, field: str = "input.path"
+) -> list[Prompt]:
     """The prompts the settings ask for; blank lines are ignored.
 
     Args:
         settings: where from.
         bad: what happens with malformed lines.
         check: raises `UsageError` for lines that are no good for other reasons.
+        field: the setting the path came from, for errors.
 
     Raises:
         UsageError: the file cannot be read or is empty, or `bad` fails at a line.
@@ -90,7 +93,7 @@ def read(settings: InputSettings, bad: BadLines, *, check: Check | None = None) 
     try:
         lines = Path(settings.path or BUILT_IN).read_bytes().split(b"\n")
     except OSError as error:
-        raise UsageError(f"input.path: expected a readable file, got {settings.path!r} ({error.strerror})") from None
+        raise UsageError(f"{field}: expected a readable file, got {settings.path!r} ({error.strerror})") from None
     prompts = []
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     for index, (number, line) in enumerate(filled):
@@ -100,7 +103,7 @@ def read(settings: InputSettings, bad: BadLines, *, check: Check | None = None) 
                 check(prompt)
             prompts.append(prompt)
     if not filled:
-        raise UsageError(f"input.path: expected at least one line of JSON, got an empty file {settings.path!r}")
+        raise UsageError(f"{field}: expected at least one line of JSON, got an empty file {settings.path!r}")
     if not prompts:
         bad.report(good=0)
     return prompts

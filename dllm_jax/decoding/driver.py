@@ -18,11 +18,11 @@ from jaxtyping import Array, Bool, Float, Int
 from dllm_jax.decoding import caching, canvas
 from dllm_jax.decoding.caching import CacheStrategy, Span
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.policies.base import CommitPolicy, InPlace, View
+from dllm_jax.decoding.policies.base import CommitPolicy, InPlace, PolicyLog, Reported, View
 from dllm_jax.decoding.prediction import Sampler, predict_slots
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
-from dllm_jax.models.cache import Cache
+from dllm_jax.models.cache import Cache, widened
 from dllm_jax.models.transformer import Transformer
 
 
@@ -155,6 +155,7 @@ class Engine:
             start_B=start_B,
             pad_B=state.pad_B,
             end_B=state.end_B,
+            filled_B=jnp.sum((state.tokens_BL != self.mask_id)[:, self._generated], axis=1),
             position_BQ=columns_BQ - self.geometry.prompt_length,
             open_BQ=(tokens_BQ == self.mask_id) & (columns_BQ < self._block_end(state)[:, None]),
             row_B=state.row_B,
@@ -187,6 +188,11 @@ class Engine:
             columns=state.columns + columns,
         )
         return Carry(state, freeze(commit.rows, rows, active_B))
+
+    @property
+    def _generated(self) -> slice:
+        """The columns of the generation."""
+        return slice(self.geometry.prompt_length, self.geometry.length)
 
     def _block_end(self, state: DecodeState) -> Int[Array, "B"]:
         """One past the last column of every row's block."""
@@ -222,7 +228,8 @@ def decode(engine: Engine, state: DecodeState) -> DecodeState:
         shortest = jnp.sum(jnp.array([canvas.length for canvas in engine.canvases]) >= end) - 1
         return jax.lax.switch(shortest, [run_on(canvas) for canvas in engine.canvases], carry)
 
-    return jax.lax.while_loop(lambda carry: carry.state.live_B.any(), trip, engine.start(state)).state
+    state, rows = jax.lax.while_loop(lambda carry: carry.state.live_B.any(), trip, engine.start(state))
+    return dataclasses.replace(state, log=reported(rows))
 
 
 def _run_block(engine: Engine, carry: Carry, canvas: Geometry) -> Carry:
@@ -232,8 +239,7 @@ def _run_block(engine: Engine, carry: Carry, canvas: Geometry) -> Carry:
     widths = engine.cache.widths(canvas)
     if not widths:
         return carry
-    spare = engine.cache.columns(canvas) - canvas.length
-    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, spare), (0, 0), (0, 0))), cache)
+    cache = widened(cache, columns=engine.cache.columns(canvas))
 
     def cached_steps(width: int) -> Callable[[Carry, Cache], Carry]:
         def body(loop: tuple[Carry, Cache]) -> tuple[Carry, Cache]:
@@ -249,6 +255,12 @@ def _run_block(engine: Engine, carry: Carry, canvas: Geometry) -> Carry:
 def in_block(state: DecodeState, block: Int[Array, ""]) -> Bool[Array, "B"]:
     """The live rows that decode this block."""
     return state.live_B & (state.block_B == block)
+
+
+def reported(rows: Any) -> PolicyLog | None:
+    """The log in a policy's state, if it keeps one."""
+    parts = jax.tree.leaves(rows, is_leaf=lambda x: isinstance(x, Reported))
+    return next((part.value for part in parts if isinstance(part, Reported)), None)
 
 
 def freeze(new: Any, old: Any, active_B: Bool[Array, "B"]) -> Any:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dllm_jax import mesh as meshes
-from dllm_jax.config import Config, block_schedule, validate
-from dllm_jax.decoding.caching import BLOCK_CACHES, BlockCache
+from dllm_jax.config import Config, block_schedule, validate, wants_verifier
+from dllm_jax.decoding.caching import BLOCK_CACHES, BlockCache, CacheStrategy, WindowCache
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
 from dllm_jax.decoding.driver import Engine, decode
 from dllm_jax.decoding.policies.build import build_policy
@@ -29,17 +29,22 @@ class Decoder:
     Args:
         model: a diffusion model.
         config: what to do; checked here.
+        verifier: the causal model over the same tokens that `apd` needs, on the mesh of the model.
         eot_id: the end-of-turn token, if the tokenizer knows one that the model's config does not.
 
     Raises:
         UsageError: a setting is wrong or does not suit the model.
     """
 
-    def __init__(self, model: Model, config: Config, *, eot_id: int | None = None) -> None:
+    def __init__(
+        self, model: Model, config: Config, *, verifier: Model | None = None, eot_id: int | None = None
+    ) -> None:
         validate(config)
         if model.config.mask_id is None:
             raise UsageError(f"model.path: expected a masked diffusion model, got the {model.config.family} model")
         self.model, self.config = model, config
+        self.verifier = checked_verifier(verifier, config, model=model)
+        self.max_length = min(m.config.max_length for m in (model, self.verifier) if m)
         self.eot_id = model.config.eot_id if eot_id is None else eot_id
         self.mask_id: int = model.config.mask_id
         self.block_length, steps = block_schedule(config.decode)
@@ -48,9 +53,13 @@ class Decoder:
         limited = config.decode.compat == "reference" and config.decode.cache == "dual"
         self.block_limit = jnp.int32(steps_per_block) if limited else None
         self.noise: Noise = KeyedNoise(jax.random.key(config.decode.seed))
-        self.policy = build_policy(config)
-        self.cache = BlockCache(BLOCK_CACHES[config.decode.cache], lead=model.config.logit_shift)
+        self.cache = build_cache(config, logit_shift=model.config.logit_shift)
         self.sampler = Sampler.from_settings(config.decode, model.config, eot_id=self.eot_id)
+        if config.decode.policy == "apd" and config.apd.temper_noise:
+            self.sampler = self.sampler.with_tempered_noise()
+        self.policy = build_policy(
+            config, sampler=self.sampler, verifier=self.verifier, eos_id=model.config.eos_id, mask_id=self.mask_id
+        )
         self.length_multiple = 32 if model.mesh.devices.flat[0].platform == "cpu" else 64
 
     def check(self, prompt: Sequence[int]) -> None:
@@ -59,12 +68,12 @@ class Decoder:
         Raises:
             UsageError: it is empty, too long for the model, or has an id outside the vocabulary.
         """
-        limit = self.model.config.max_length - self.config.decode.gen_length
+        limit = self.max_length - self.config.decode.gen_length
         if not prompt:
             raise UsageError("prompt: expected at least one token, got an empty prompt")
         if len(prompt) > limit:
             raise UsageError(
-                f"prompt: expected at most {limit} tokens (max_sequence_length {self.model.config.max_length} less "
+                f"prompt: expected at most {limit} tokens (max_sequence_length {self.max_length} less "
                 f"decode.gen_length {self.config.decode.gen_length}), got {len(prompt)}"
             )
         wrong = next((token for token in prompt if not 0 <= token < self.model.config.vocab_size), None)
@@ -146,20 +155,51 @@ class Decoder:
         def host(array: jax.Array) -> np.ndarray:
             return np.asarray(array)[:rows]
 
-        tokens_BG = host(final.tokens_BL)[:, generated]
+        end_B = host(final.end_B) - geometry.prompt_length
+        is_behind_BG = np.arange(geometry.gen_length)[None, :] >= end_B[:, None]
+        tokens_BG = np.where(is_behind_BG, self.model.config.eos_id, host(final.tokens_BL)[:, generated])
         num_tokens_B, reasons = finish(tokens_BG, eos_id=self.model.config.eos_id, eot_id=self.eot_id)
         return DecodeResult(
             tokens_BG=tokens_BG,
             nfe_B=host(final.nfe_B),
             commit_step_BG=host(final.commit_step_BL)[:, generated],
             confidence_BG=host(final.confidence_BL)[:, generated],
-            end_B=host(final.end_B) - geometry.prompt_length,
+            end_B=end_B,
             num_tokens_B=num_tokens_B,
             finish_reason=reasons,
             iterations=int(final.iterations),
             columns=int(final.columns),
             timing=timing,
+            log=jax.tree.map(host, final.log),
         )
+
+
+def build_cache(config: Config, *, logit_shift: int) -> CacheStrategy:
+    """The cache strategy that `decode.cache` names, for a model whose logits are made `logit_shift` columns earlier."""
+    decode, apd = config.decode, config.apd
+    if decode.policy != "apd":
+        return BlockCache(BLOCK_CACHES[decode.cache], lead=logit_shift)
+    lookahead = min(apd.max_lookahead or decode.gen_length, decode.gen_length)
+    return WindowCache(kv_window=apd.kv_window if decode.cache == "window" else 0, lookahead=lookahead)
+
+
+def checked_verifier(verifier: Model | None, config: Config, *, model: Model) -> Model | None:
+    """The verifier, if the policy uses one.
+
+    Raises:
+        UsageError: it is missing, superfluous, not causal, or on another mesh than the model.
+    """
+    if not wants_verifier(config):
+        if verifier and config.decode.policy == "apd":
+            raise UsageError("apd.tokens_per_step: expected 0 together with a verifier, got both")
+        return None
+    if verifier is None:
+        raise UsageError("verifier: expected a causal model for decode.policy apd (or apd.tokens_per_step), got none")
+    if not verifier.config.causal:
+        raise UsageError(f"verifier.path: expected a causal model, got the {verifier.config.family} model")
+    if verifier.mesh != model.mesh:
+        raise UsageError(f"verifier: expected it on the model's mesh {model.mesh}, got {verifier.mesh}")
+    return verifier
 
 
 def finish(tokens_BG: np.ndarray, *, eos_id: int, eot_id: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -193,4 +233,5 @@ def decode_all(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> DecodeResu
         iterations=sum(result.iterations for result in results),
         columns=sum(result.columns for result in results),
         timing=sum((result.timing for result in results), Timing(0.0, 0.0, 0, 0)),
+        log=jax.tree.map(lambda *parts: np.concatenate(parts)[order], *[result.log for result in results]),
     )

@@ -5,6 +5,8 @@ confidence is its probability: in the softmax of the bare logits by LLaDA's rule
 released sampler), in the very distribution it was drawn from, temperature and top-p included, by Dream's.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -23,6 +25,7 @@ class Prediction:
     confidence_BQ: Float[Array, "B Q"]  # its probability, in [0, 1]
     margin_BQ: Float[Array, "B Q"]  # largest logit minus the second largest
     logits_BQV: Float[Array, "B Q V"]  # whose softmax the confidence comes from
+    gumbel_BQV: Float[Array, "B Q V"] | None = None  # the draw behind the tokens; None at temperature 0
 
 
 @struct.dataclass
@@ -30,6 +33,7 @@ class Sampler:
     """How tokens are drawn. Numbers are traced, what changes the program is static."""
 
     temperature: Float[Array, ""]
+    noise_scale: Float[Array, ""]  # of the Gumbel noise, on logits that are not divided by the temperature
     top_p: Float[Array, ""]
     cfg_scale: Float[Array, ""]
     stochastic: bool = struct.field(pytree_node=False)  # temperature > 0
@@ -51,6 +55,7 @@ class Sampler:
                 last_ids = tuple(i for i in last_ids if i != model.eos_id)
         return cls(
             temperature=jnp.float32(decode.temperature),
+            noise_scale=jnp.float32(decode.temperature),
             top_p=jnp.float32(decode.top_p),
             cfg_scale=jnp.float32(decode.cfg_scale),
             stochastic=decode.temperature > 0,
@@ -62,6 +67,14 @@ class Sampler:
             last_ids=last_ids,
         )
 
+    def with_tempered_noise(self) -> "Sampler":
+        """Multiplies the noise by the temperature once more: a draw at its square, as APD was released."""
+        return dataclasses.replace(self, noise_scale=self.temperature**2)
+
+    def greedy(self) -> "Sampler":
+        """Takes the most likely token."""
+        return dataclasses.replace(self, stochastic=False, cut=False)
+
 
 def guide(logits: Float[Array, "two_B Q V"], sampler: Sampler) -> Float[Array, "B Q V"]:
     """Classifier-free guidance: u + (s + 1)(l - u), the rows with their prompt first, those without behind."""
@@ -71,6 +84,23 @@ def guide(logits: Float[Array, "two_B Q V"], sampler: Sampler) -> Float[Array, "
 
 def _without(logits_BQV: Float[Array, "B Q V"], ids: tuple[int, ...]) -> Float[Array, "B Q V"]:
     return logits_BQV.at[..., jnp.array(ids)].set(-jnp.inf) if ids else logits_BQV
+
+
+def drawn_from(logits_BQV: Float[Array, "B Q V"], sampler: Sampler) -> Float[Array, "B Q V"]:
+    """The logits that a token is drawn from: with top-p, -inf outside the nucleus of softmax(logits / temperature)."""
+    if not sampler.cut:
+        return logits_BQV
+    temperature = sampler.temperature if sampler.stochastic else 1.0
+    return jnp.where(nucleus(logits_BQV / temperature, sampler.top_p), logits_BQV, -jnp.inf)
+
+
+def draw(
+    drawn_BQV: Float[Array, "B Q V"], sampler: Sampler, *, gumbel_BQV: Float[Array, "B Q V"] | None
+) -> Int[Array, "B Q"]:
+    """A token for every slot: argmax(logits + scale * g), from softmax(logits / scale); without noise the likeliest."""
+    if sampler.stochastic and gumbel_BQV is not None:
+        drawn_BQV = drawn_BQV + sampler.noise_scale * gumbel_BQV
+    return jnp.argmax(drawn_BQV, axis=-1).astype(jnp.int32)
 
 
 def predict(
@@ -85,11 +115,8 @@ def predict(
     """
     logits_BQV = _without(logits_BQV, sampler.never_ids)
     temperature = sampler.temperature if sampler.stochastic else 1.0
-    drawn_BQV = logits_BQV
-    if sampler.cut:
-        drawn_BQV = jnp.where(nucleus(logits_BQV / temperature, sampler.top_p), logits_BQV, -jnp.inf)
-    noisy_BQV = drawn_BQV if gumbel_BQV is None else drawn_BQV + sampler.temperature * gumbel_BQV
-    token_BQ = jnp.argmax(noisy_BQV, axis=-1).astype(jnp.int32)
+    drawn_BQV = drawn_from(logits_BQV, sampler)
+    token_BQ = draw(drawn_BQV, sampler, gumbel_BQV=gumbel_BQV)
     ranked_BQV = _without(drawn_BQV / temperature if sampler.tempered else logits_BQV, sampler.last_ids)
     # The maximum is subtracted before the exponential, so that ties of saturated probabilities stay exact ties.
     top_BQ = jnp.max(ranked_BQV, axis=-1)
@@ -104,6 +131,7 @@ def predict(
         confidence_BQ=jnp.exp(chosen_BQ - top_BQ) / total_BQ,
         margin_BQ=jnp.max(logits_BQV, axis=-1) - jnp.max(others_BQV, axis=-1),
         logits_BQV=ranked_BQV,
+        gumbel_BQV=gumbel_BQV,
     )
 
 

@@ -1,6 +1,7 @@
 """What a decode carries from step to step, and what it returns."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ class DecodeState:
     live_B: Bool[Array, "B"]  # not finished
     iterations: Int[Array, ""]  # forwards of the batch
     columns: Int[Array, ""]  # canvas columns those forwards ran, per row
+    log: Any = None  # what the policy reports, set at the end
 
     @classmethod
     def start(
@@ -76,6 +78,7 @@ class DecodeResult:
         iterations: forwards of the batches, idle rows included.
         columns: canvas columns those forwards ran per row: the work done, where forwards differ in width.
         timing: seconds and compilations.
+        log: what the policy reports (a `PolicyLog`), None if it does not.
     """
 
     tokens_BG: np.ndarray
@@ -88,3 +91,4 @@ class DecodeResult:
     iterations: int
     columns: int
     timing: Timing
+    log: Any = None

@@ -52,6 +52,10 @@ class TextCodec:
         text = self._render(messages) if template else prompt.text
         return self.tokenizer.encode(text, add_special_tokens=False)
 
+    def encode_answer(self, answer: str) -> list[int]:
+        """Tokens of the text that answers an encoded prompt, without the token that ends it."""
+        return self.tokenizer.encode(answer, add_special_tokens=False)
+
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of tokens, special tokens left out."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -37,6 +37,11 @@ def write(cache: LayerCache, new: LayerCache, start: Int[Array, ""] | Int[Array,
     return LayerCache(k=put(cache.k, new.k), v=put(cache.v, new.v))
 
 
+def widened(cache: Cache, *, columns: int) -> Cache:
+    """The cache with empty columns on the right, up to `columns` in all."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, columns - x.shape[1]), (0, 0), (0, 0))), cache)
+
+
 def causal_mask(columns_BT: Int[Array, "#B T"], *, keys: int) -> Bool[Array, "#B 1 T S"]:
     """True where a key is not behind the query.
 

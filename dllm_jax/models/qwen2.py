@@ -75,6 +75,31 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     )
 
 
+def config_fields(config: TransformerConfig) -> dict[str, Any]:
+    """The config.json of a Qwen2 model: what `parse_config` reads back, and what transformers wants to know."""
+    fields = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": config.embed_dim,
+        "head_dim": config.head_dim,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "num_hidden_layers": config.num_layers,
+        "intermediate_size": config.mlp_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_length,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.norm_eps,
+        "hidden_act": "silu",
+        "tie_word_embeddings": config.tied_embeddings,
+        "use_sliding_window": False,
+        "eos_token_id": config.eos_id,
+        "pad_token_id": config.eos_id,
+        "bos_token_id": None,
+    }
+    return fields if config.eot_id is None else fields | {"eot_token_id": config.eot_id}
+
+
 def _refuse_variants(fields: Mapping[str, Any]) -> None:
     """Refuses what the releases do not use and what would change the arithmetic."""
     activation = fields.get("hidden_act", "silu")

@@ -95,8 +95,8 @@ def committed(step: int, steps: int, *, is_open: list[bool]) -> tuple[list[int],
     step_B, open_BQ = jnp.array([step]), jnp.array([is_open])
     zero_B, positions_BQ = jnp.zeros(1, jnp.int32), jnp.arange(3)[None]
     view = View(
-        start_B=zero_B, position_BQ=positions_BQ, open_BQ=open_BQ, pad_B=zero_B, end_B=zero_B + 3, row_B=zero_B,
-        nfe_B=step_B, block_nfe_B=step_B,
+        start_B=zero_B, position_BQ=positions_BQ, open_BQ=open_BQ, pad_B=zero_B, end_B=zero_B + 3, filled_B=zero_B,
+        row_B=zero_B, nfe_B=step_B, block_nfe_B=step_B,
     )  # fmt: skip
     commit = policy.commit((), prediction(), view, NOISE)
     return np.flatnonzero(commit.mask_BQ[0]).tolist(), bool(commit.leave_B[0])

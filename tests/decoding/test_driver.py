@@ -44,7 +44,10 @@ def python_loop(engine: Engine, state: DecodeState) -> DecodeState:
     return carry.state
 
 
-POLICIES = [(policy, 0.0) for policy in ("low_confidence", "random", "threshold", "factor")] + [("threshold", 0.7)]
+POLICIES = [(policy, 0.0) for policy in ("low_confidence", "random", "threshold", "factor")] + [
+    ("threshold", 0.7),
+    ("dico", 0.0),
+]
 
 
 @pytest.mark.parametrize("cache", ["none", "prefix", "dual"])

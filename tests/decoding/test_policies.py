@@ -25,7 +25,7 @@ def committed(policy: CommitPolicy, confidence: list[float], *, is_open: list[bo
     zero_B = jnp.zeros(1, jnp.int32)
     view = View(
         start_B=zero_B, position_BQ=tokens_BQ, open_BQ=open_BQ, pad_B=zero_B, end_B=zero_B + len(confidence),
-        row_B=zero_B, nfe_B=zero_B, block_nfe_B=zero_B,
+        filled_B=zero_B, row_B=zero_B, nfe_B=zero_B, block_nfe_B=zero_B,
     )  # fmt: skip
     rows = () if isinstance(policy, Threshold | Factor) else zero_B
     commit = policy.commit(rows, prediction, view, NOISE)

@@ -1,5 +1,6 @@
 """Qwen2: causal attention with and without a cache, checkpoints both ways, config fields."""
 
+import dataclasses
 import json
 
 import jax
@@ -17,7 +18,7 @@ from dllm_jax.data.prompts import Prompt
 from dllm_jax.decoding import text
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
-from dllm_jax.models import registry
+from dllm_jax.models import qwen2, registry
 from dllm_jax.models.cache import LayerCache, causal_mask
 from dllm_jax.models.model import Model, abstract_model
 from tests.checkpoints.folders import same_bits, tensors, with_fields, with_tensors
@@ -177,3 +178,8 @@ def test_a_head_wider_than_its_share_round_trips(tmp_path) -> None:
     assert np.isfinite(logits(model, TOKENS)).all()
     hf.export_hf(model, tmp_path / "c")
     assert same_bits(tensors(source), tensors(tmp_path / "c"))
+
+
+def test_config_json_of_an_own_model_is_read_back() -> None:
+    config = dataclasses.replace(registry.PRESETS["qwen2_0_5b"], eot_id=7)
+    assert qwen2.parse_config(qwen2.config_fields(config)) == config

@@ -24,6 +24,7 @@ class View:
     open_BQ: Bool[Array, "B Q"]  # masked, in the row's block, before its end
     pad_B: Int[Array, "B"]  # first column of the prompt
     end_B: Int[Array, "B"]  # one past the row's last column
+    filled_B: Int[Array, "B"]  # tokens in the whole generation
     row_B: Int[Array, "B"]
     nfe_B: Int[Array, "B"]  # the row's forwards before this one
     block_nfe_B: Int[Array, "B"]  # of which in this block; 0 = a new block
@@ -48,6 +49,20 @@ class InPlace:
     """
 
     value: Any
+
+
+class PolicyLog(Protocol):
+    """What a policy counts or records, arrays with a leading axis B; on the host a part of the result."""
+
+    def row(self, i: int) -> dict[str, Any]:
+        """Fields for the output line of row `i`."""
+
+
+@struct.dataclass
+class Reported:
+    """The part of a policy's state that is a part of the result."""
+
+    value: Any  # a `PolicyLog`
 
 
 class CommitPolicy(Protocol):

@@ -3,14 +3,26 @@
 import jax.numpy as jnp
 
 from dllm_jax.config import Config, block_schedule
+from dllm_jax.decoding.policies import apd, dico
 from dllm_jax.decoding.policies.base import CommitPolicy
 from dllm_jax.decoding.policies.confidence import Scheduled
 from dllm_jax.decoding.policies.dream import SCORES, DreamOrder, shares
 from dllm_jax.decoding.policies.threshold import Factor, Threshold
+from dllm_jax.decoding.prediction import Sampler
+from dllm_jax.models.model import Model
 
 
-def build_policy(config: Config) -> CommitPolicy:
+def build_policy(
+    config: Config, *, sampler: Sampler, verifier: Model | None, eos_id: int, mask_id: int
+) -> CommitPolicy:
     """The policy that `decode.policy` names.
+
+    Args:
+        config: all settings.
+        sampler: how tokens are drawn.
+        verifier: the causal model of `apd`.
+        eos_id: the token that ends a text.
+        mask_id: the token of a masked position.
 
     Raises:
         ValueError: an unknown name (`config.validate` refuses it earlier).
@@ -27,4 +39,11 @@ def build_policy(config: Config) -> CommitPolicy:
             return Factor(value=jnp.float32(config.factor.value))
         case "entropy" | "maskgit_plus" | "topk_margin":
             return DreamOrder(share_S=jnp.asarray(shares(steps, eps=decode.eps)), score=SCORES[decode.policy])
+        case "apd":
+            return apd.build(config.apd, sampler=sampler, verifier=verifier, eos_id=eos_id)
+        case "dico":
+            return dico.build(
+                config.dico, block_length=block_length, gen_length=decode.gen_length, mask_id=mask_id,
+                traced=config.output.trace,
+            )  # fmt: skip
     raise ValueError(f"no policy {decode.policy!r}")

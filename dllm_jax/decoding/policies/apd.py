@@ -1,0 +1,155 @@
+"""Adaptive parallel decoding (APD, arXiv 2506.00413): from left to right, as many tokens as a small verifier agrees to.
+
+The diffusion model drafts all masks of its window at once, each from its own marginal p_D. The verifier, a causal
+language model over the same tokens, scores the draft in one forward. Where p_D and the verifier's p_AR, which knows the
+tokens drafted before, point the same way, parallel drafting loses nothing.
+"""
+
+import jax.numpy as jnp
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float, Int
+
+from dllm_jax.config import ApdSettings
+from dllm_jax.decoding import canvas
+from dllm_jax.decoding.canvas import Geometry
+from dllm_jax.decoding.policies.base import Commit, InPlace, View
+from dllm_jax.decoding.prediction import Prediction, Sampler, draw, drawn_from
+from dllm_jax.decoding.sampling import Noise
+from dllm_jax.decoding.state import DecodeState
+from dllm_jax.models.cache import Cache, causal_mask, widened
+from dllm_jax.models.model import Model
+from dllm_jax.models.transformer import Transformer
+
+
+@struct.dataclass
+class Verified:
+    """What the verifier knows of the tokens accepted so far, up to the cursor."""
+
+    last_BD: Float[Array, "B D"]  # its hidden state at the last of them: what it says about the next
+    cache: InPlace  # its keys and values by canvas column; those from the cursor on are stale and never seen
+
+
+@struct.dataclass
+class Apd:
+    """Accepts the longest prefix of the draft that a draw from the mixture of both models repeats (algorithm 1).
+
+    Attributes:
+        graphdef: of the verifier.
+        params: of the verifier.
+        mixture_weight: R in the target p_T ~ p_D^R * p_AR^(1 - R): at 1 the draft is its own target.
+        sampler: how the target is drawn; with the noise of the draft (as in the paper) or greedily (as released).
+        eos_id: a row ends with the step that accepts this token.
+    """
+
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    mixture_weight: Float[Array, ""]
+    sampler: Sampler
+    eos_id: int = struct.field(pytree_node=False)
+
+    def init(self, state: DecodeState, geometry: Geometry) -> Verified:
+        """Runs the verifier on the prompts."""
+        prompts_BP = state.tokens_BL[:, : geometry.prompt_length]
+        hidden_BPD, cache = self._read(prompts_BP, jnp.int32(0), pad_B=state.pad_B, cache=None)
+        return Verified(hidden_BPD[:, -1], InPlace(widened(cache, columns=geometry.columns)))
+
+    def commit(self, rows: Verified, prediction: Prediction, view: View, noise: Noise) -> Commit:
+        """Accepts the first token, and those behind it as long as draft and target are the same."""
+        target_BQ, hidden_BQD, cache = self.verify(rows, prediction, view)
+        agrees_BQ = (prediction.token_BQ == target_BQ).at[:, 0].set(True)
+        commit = accept(jnp.cumprod(agrees_BQ, axis=1).sum(axis=1), prediction, view, eos_id=self.eos_id)
+        last_B11 = (commit.mask_BQ.sum(axis=1) - 1)[:, None, None]
+        last_BD = jnp.take_along_axis(hidden_BQD, last_B11, axis=1)[:, 0]
+        return commit._replace(rows=Verified(last_BD, InPlace(cache)))
+
+    def verify(
+        self, rows: Verified, prediction: Prediction, view: View
+    ) -> tuple[Int[Array, "B Q"], Float[Array, "B Q D"], Cache]:
+        """Runs the verifier on the draft and draws the target, where log p_T = R log p_D + (1 - R) log p_AR + constant.
+
+        Args:
+            rows: before the step.
+            prediction: the draft, with its logits over a vocabulary that may be wider than the verifier's.
+            view: the step.
+
+        Returns:
+            The target's tokens, the verifier's hidden states at the draft, and its cache with them.
+        """
+        hidden_BQD, cache = self._read(prediction.token_BQ, view.start_B, pad_B=view.pad_B, cache=rows.cache.value)
+        # A token is scored by the hidden state before it.
+        verifier_BQV = self.verifier.unembed(jnp.concatenate([rows.last_BD[:, None], hidden_BQD[:, :-1]], axis=1))
+        shared = min(prediction.logits_BQV.shape[-1], verifier_BQV.shape[-1])
+        mixture_BQV = (
+            self.mixture_weight * prediction.logits_BQV[..., :shared]
+            + (1 - self.mixture_weight) * verifier_BQV[..., :shared]
+        )
+        gumbel_BQV = None if prediction.gumbel_BQV is None else prediction.gumbel_BQV[..., :shared]
+        target_BQ = draw(drawn_from(mixture_BQV, self.sampler), self.sampler, gumbel_BQV=gumbel_BQV)
+        return target_BQ, hidden_BQD, cache
+
+    @property
+    def verifier(self) -> Transformer:
+        """The causal model; costs nothing inside a program."""
+        return nnx.merge(self.graphdef, self.params)
+
+    def _read(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        start: Int[Array, ""] | Int[Array, "B"],
+        *,
+        pad_B: Int[Array, "B"],
+        cache: Cache | None,
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """The verifier on the columns from `start` on. None sees beyond itself, so stale columns are never seen."""
+        columns = canvas.columns_from(start, width=tokens_BT.shape[1])
+        keys = tokens_BT.shape[1] if cache is None else cache[0].k.shape[1]
+        real = canvas.key_mask(pad_B, jnp.full_like(pad_B, keys), columns=keys)
+        # Of a shorter vocabulary, the last token stands for those it lacks.
+        known_BT = jnp.minimum(tokens_BT, self.verifier.config.vocab_size - 1)
+        return self.verifier(
+            known_BT, canvas.positions(columns, pad_B), mask=causal_mask(columns, keys=keys) & real,
+            cache=cache, start=start,
+        )  # fmt: skip
+
+
+@struct.dataclass
+class LeftToRight:
+    """The baseline without a verifier: a fixed number of tokens per step from left to right."""
+
+    tokens_per_step: Int[Array, ""]
+    eos_id: int = struct.field(pytree_node=False)
+
+    def init(self, state: DecodeState, geometry: Geometry) -> tuple[()]:
+        """Nothing to remember."""
+        return ()
+
+    def commit(self, rows: tuple[()], prediction: Prediction, view: View, noise: Noise) -> Commit:
+        """The first tokens of the draft, or all that are left."""
+        count_B = jnp.full_like(view.start_B, self.tokens_per_step)
+        return accept(count_B, prediction, view, eos_id=self.eos_id)
+
+
+def build(apd: ApdSettings, *, sampler: Sampler, verifier: Model | None, eos_id: int) -> Apd | LeftToRight:
+    """The policy of the settings: APD with a verifier, without one its baseline.
+
+    Args:
+        apd: the settings.
+        sampler: how the draft is drawn.
+        verifier: the causal model.
+        eos_id: of the diffusion model.
+    """
+    if verifier is None:
+        return LeftToRight(jnp.int32(apd.tokens_per_step), eos_id)
+    return Apd(
+        graphdef=verifier.graphdef, params=verifier.params, mixture_weight=jnp.float32(apd.mixture_weight),
+        sampler=sampler.greedy() if apd.target == "argmax" else sampler, eos_id=eos_id,
+    )  # fmt: skip
+
+
+def accept(count_B: Int[Array, "B"], prediction: Prediction, view: View, *, eos_id: int) -> Commit:
+    """Commits the first `count_B` drafted tokens inside the canvas; an EoS among them ends the row behind the last."""
+    mask_BQ: Bool[Array, "B Q"] = view.open_BQ & (jnp.arange(view.open_BQ.shape[1])[None, :] < count_B[:, None])
+    behind_B = view.start_B + mask_BQ.sum(axis=1)
+    stops_B = (mask_BQ & (prediction.token_BQ == eos_id)).any(axis=1)
+    end_B = jnp.where(stops_B, behind_B, view.end_B)
+    return Commit(mask_BQ, prediction.token_BQ, leave_B=behind_B >= end_B, rows=(), end_B=end_B)

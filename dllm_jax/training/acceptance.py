@@ -1,0 +1,87 @@
+"""What a verifier is worth: how well it predicts held-out answers, and how many tokens per forward it buys."""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
+
+import jax
+import numpy as np
+
+from dllm_jax.config import Config
+from dllm_jax.data.packing import held_out_batches
+from dllm_jax.data.prompts import Prompt
+from dllm_jax.data.samples import Sample
+from dllm_jax.decoding.generate import Decoder, decode_all
+from dllm_jax.decoding.text import TextCodec
+from dllm_jax.errors import UsageError
+from dllm_jax.evals.scorers import SCORERS, scorer_for
+from dllm_jax.models.model import Model
+from dllm_jax.training.trainer import Trainer, TrainState
+
+
+class HeldOut:
+    """Measures a verifier on held-out samples; call it with a state of the training.
+
+    Args:
+        trainer: of the verifier.
+        samples: at least one.
+        model: the diffusion model.
+        config: of the decoding; decode.policy is apd.
+        codec: of the diffusion model, to score answers.
+        eot_id: the end-of-turn token.
+        length: tokens of a row, for the token accuracy.
+
+    Raises:
+        UsageError: a prompt is too long to decode, or a reference answer would not pass its own test.
+    """
+
+    def __init__(
+        self, trainer: Trainer, samples: Sequence[Sample], *, model: Model, config: Config, codec: TextCodec,
+        eot_id: int | None, length: int,
+    ) -> None:  # fmt: skip
+        self.trainer, self.samples, self.model, self.config = trainer, samples, model, config
+        self.codec, self.eot_id, self.length = codec, eot_id, length
+        self.scorers = [_scorer(sample.prompt) for sample in samples]
+        self.prompts = [s.example.tokens[: s.example.prompt_length].tolist() for s in samples]
+        limit = model.config.max_length - config.decode.gen_length
+        longest = max(map(len, self.prompts))
+        if longest > limit:
+            raise UsageError(f"data.eval_path: expected prompts of at most {limit} tokens (to decode), got {longest}")
+
+    def __call__(self, state: TrainState) -> Mapping[str, float]:
+        """Token accuracy and loss on the reference answers; accuracy and tokens per forward of decoding with apd."""
+        return self._predict(state) | self._decode(self.trainer.model(state))
+
+    def _predict(self, state: TrainState) -> dict[str, float]:
+        batches = held_out_batches(
+            [sample.example for sample in self.samples],
+            length=self.length,
+            batch_size=self.trainer.settings.batch_size,
+        )
+        sums = jax.device_get([self.trainer.sums(state, batch) for batch in batches])
+        loss, correct, tokens = (math.fsum(values) for values in zip(*map(jax.tree.leaves, sums), strict=True))
+        return {"loss": loss / tokens, "token_accuracy": correct / tokens}
+
+    def _decode(self, verifier: Model) -> dict[str, float]:
+        result = decode_all(Decoder(self.model, self.config, verifier=verifier, eot_id=self.eot_id), self.prompts)
+        forwards = int(result.nfe_B.sum())
+        correct = defaultdict(list)
+        for sample, is_right, tokens, length in zip(
+            self.samples, self.scorers, result.tokens_BG, result.num_tokens_B, strict=True
+        ):
+            if is_right:
+                correct[sample.prompt.task].append(is_right(self.codec.decode(tokens[:length])))
+        return {
+            "accepted_per_forward": int(np.count_nonzero(result.commit_step_BG)) / forwards,
+            "tokens_per_forward": int(result.num_tokens_B.sum()) / forwards,
+            **({"accuracy": fmean(itertools.chain(*correct.values()))} if correct else {}),
+            **{f"accuracy_{task}": fmean(answers) for task, answers in correct.items()},
+        }
+
+
+def _scorer(prompt: Prompt) -> Callable[[str], bool] | None:
+    """What tells whether an answer is right, if the task is one we know."""
+    known = prompt.task in SCORERS and prompt.answer is not None
+    return scorer_for(prompt.task, prompt.answer) if known else None

@@ -1,0 +1,150 @@
+"""The settings of the training commands. This module imports no JAX, as `dllm_jax/config.py`."""
+
+import dataclasses
+
+from dllm_jax.config import (
+    ApdSettings,
+    Config,
+    DecodeSettings,
+    MeshSettings,
+    ModelSettings,
+    ThresholdSettings,
+    TokenizerSettings,
+    at_least,
+    check_values,
+    setting,
+    validate,
+)
+from dllm_jax.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """What is learnt from, and what is held out."""
+
+    path: str = setting("", "JSONL file: prompt + answer, or messages that end with it (default: built-in tasks)")
+    samples: int = setting(50_000, "samples to draw of the built-in tasks, without the held-out ones")
+    on_error: str = setting("fail", "what a bad line does: stop, or be left out", choices=("fail", "skip"))
+    distill_path: str = setting(
+        "", "learn the diffusion model's own answers to the prompts: decoded into this JSONL file, or read from it"
+    )
+    eval_path: str = setting("", "JSONL file of held-out samples (default: the bundled ones, or lines of data.path)")
+    eval_samples: int = setting(125, "held-out samples to measure on; from data.path at most every tenth line")
+    length: int = setting(192, "tokens of a row, in which several samples are packed; a longer sample is an error")
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSettings:
+    """The shape of the verifier, a Qwen2 model over the vocabulary of the diffusion model."""
+
+    num_layers: int = setting(3, "layers")
+    embed_dim: int = setting(96, "width")
+    num_heads: int = setting(4, "query heads")
+    num_kv_heads: int = setting(2, "key/value heads")
+    mlp_dim: int = setting(256, "width of the MLP")
+    rope_theta: float = setting(10_000.0, "base of the rotary frequencies")
+    tied_embeddings: bool = setting(True, "one matrix for embedding and head")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """The optimisation (AdamW), and how often it reports."""
+
+    steps: int = setting(6000, "optimiser steps")
+    batch_size: int = setting(4, "rows of a step")
+    learning_rate: float = setting(2e-3, "its peak, after the warm-up; a cosine takes it down to 0")
+    warmup_steps: int = setting(200, "steps over which the learning rate rises")
+    b2: float = setting(0.98, "decay of the second moment")
+    weight_decay: float = setting(0.03, "of matrices, not of norms and biases")
+    clip: float = setting(1.0, "largest norm of the gradient")
+    ema: float = setting(0.0, "decay of a moving average of the weights, which is then measured and exported (0: none)")
+    seed: int = setting(0, "seed of the first weights, the order of the data and the draws of the tasks")
+    log_every: int = setting(200, "steps between two lines of metrics")
+    eval_every: int = setting(2000, "steps between two measurements on the held-out samples")
+    checkpoint_every: int = setting(500, "steps between two checkpoints, from which an interrupted run continues")
+
+
+def validate_train(train: TrainSettings) -> None:
+    """Checks the settings of the optimisation.
+
+    Raises:
+        UsageError: naming the field.
+    """
+    for name in ("steps", "batch_size", "log_every", "eval_every", "checkpoint_every"):
+        at_least(f"train.{name}", getattr(train, name), 1)
+    for name in ("learning_rate", "weight_decay", "clip", "seed", "warmup_steps"):
+        at_least(f"train.{name}", getattr(train, name), 0)
+    for name in ("b2", "ema"):
+        if not 0 <= getattr(train, name) < 1:
+            raise UsageError(f"train.{name}: expected at least 0 and below 1, got {getattr(train, name)}")
+    if train.warmup_steps >= train.steps:
+        raise UsageError(f"train.warmup_steps: expected below train.steps {train.steps}, got {train.warmup_steps}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOutput:
+    """Where the verifier goes."""
+
+    path: str = setting("out/verifier", "folder of the finished verifier; PATH.training holds checkpoints and metrics")
+    overwrite: bool = setting(False, "replace a finished verifier, and discard an unfinished run with other settings")
+
+
+def _decode_defaults() -> DecodeSettings:
+    return DecodeSettings(policy="threshold", cache="dual", batch_size=32)
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifierTraining:
+    """All settings of `train.verifier`."""
+
+    model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    tokenizer: TokenizerSettings = dataclasses.field(default_factory=TokenizerSettings)
+    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+    network: NetworkSettings = dataclasses.field(default_factory=NetworkSettings)
+    train: TrainSettings = dataclasses.field(default_factory=TrainSettings)
+    output: TrainingOutput = dataclasses.field(default_factory=TrainingOutput)
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    decode: DecodeSettings = dataclasses.field(default_factory=_decode_defaults)
+    threshold: ThresholdSettings = dataclasses.field(default_factory=ThresholdSettings)
+    apd: ApdSettings = dataclasses.field(default_factory=ApdSettings)
+
+    def validate(self) -> None:
+        """Checks values and their combinations.
+
+        Raises:
+            UsageError: naming the field, what was expected and what came.
+        """
+        check_values(self)
+        validate(self.distillation())
+        validate(self.acceptance())
+        validate_train(self.train)
+        for name in ("samples", "eval_samples"):
+            at_least(f"data.{name}", getattr(self.data, name), 1)
+        at_least("data.length", self.data.length, 2)
+        _validate_network(self.network)
+        if not self.output.path:
+            raise UsageError("output.path: expected the folder to write the verifier to, got none")
+
+    def distillation(self) -> Config:
+        """How the diffusion model decodes its own answers: `decode` and what belongs to its policy."""
+        return Config(
+            model=self.model, tokenizer=self.tokenizer, mesh=self.mesh, decode=self.decode, threshold=self.threshold
+        )
+
+    def acceptance(self) -> Config:
+        """How the verifier is measured at work: the same with the policy `apd`."""
+        decode = dataclasses.replace(self.decode, policy="apd", cache="window")
+        return dataclasses.replace(self.distillation(), decode=decode, apd=self.apd)
+
+
+def _validate_network(network: NetworkSettings) -> None:
+    for name in ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "rope_theta"):
+        at_least(f"network.{name}", getattr(network, name), 1)
+    if network.embed_dim % (2 * network.num_heads):
+        raise UsageError(
+            f"network.embed_dim: expected an even multiple of num_heads {network.num_heads}, got {network.embed_dim}"
+        )
+    if network.num_heads % network.num_kv_heads:
+        raise UsageError(
+            f"network.num_kv_heads: expected a divisor of num_heads {network.num_heads}, got {network.num_kv_heads}"
+        )

@@ -1,0 +1,174 @@
+"""Trains a verifier for a diffusion model: a small causal language model over the same token ids."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from dllm_jax import jobs
+from dllm_jax.checkpoints import files, hf
+from dllm_jax.checkpoints.load import resolve
+from dllm_jax.data import samples
+from dllm_jax.data.packing import training_batches
+from dllm_jax.data.samples import Sample
+from dllm_jax.decoding import text
+from dllm_jax.errors import UsageError
+from dllm_jax.mesh import batch_multiple, make_mesh
+from dllm_jax.models import qwen2
+from dllm_jax.models.model import Model
+from dllm_jax.models.transformer import TransformerConfig
+from dllm_jax.training import distill
+from dllm_jax.training.acceptance import HeldOut
+from dllm_jax.training.config import NetworkSettings, VerifierTraining
+from dllm_jax.training.corpus import Corpus
+from dllm_jax.training.loop import fit
+from dllm_jax.training.run import RunFolder
+from dllm_jax.training.trainer import Trainer
+
+NORM_EPS = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """The diffusion model whose drafts will be verified."""
+
+    model: Model
+    codec: text.TextCodec
+    tokenizer: Path  # its folder
+    eot_id: int | None
+
+
+def train(config: VerifierTraining) -> dict[str, Any]:
+    """Trains, measures and exports a verifier, or finishes what an interrupted run began.
+
+    Args:
+        config: all settings.
+
+    Returns:
+        The metrics, which are in the exported folder's metrics.json too: measurements on the held-out samples, seconds
+        of this run, counts, versions and settings.
+
+    Raises:
+        UsageError: output, data, model, tokenizer or mesh do not work out.
+    """
+    start = time.perf_counter()
+    run = RunFolder(config.output)
+    mesh = training_mesh(config)
+    corpus = Corpus(config.data, seed=config.train.seed)
+    answers = None
+    if config.data.distill_path:
+        path = Path(config.data.distill_path).resolve()
+        overwrite = config.output.overwrite
+        answers = distill.own_answers(corpus.prompts, config.distillation(), path=path, overwrite=overwrite)
+    teacher = open_teacher(config, mesh)
+    end_id = teacher.model.config.eos_id if teacher.eot_id is None else teacher.eot_id
+    training, held_out = corpus.encode(teacher.codec, answers=answers, end_id=end_id)
+    trainer = Trainer(
+        verifier_shape(config.network, teacher.model.config, eot_id=teacher.eot_id),
+        config.train, mesh=mesh, dtype=teacher.model.dtype,
+    )  # fmt: skip
+    evaluate = HeldOut(
+        trainer, held_out, model=teacher.model, config=config.acceptance(), codec=teacher.codec, eot_id=teacher.eot_id,
+        length=config.data.length,
+    )  # fmt: skip
+    batches = training_batches(
+        [sample.example for sample in training], length=config.data.length, batch_size=config.train.batch_size,
+        seed=config.train.seed,
+    )  # fmt: skip
+    run.open(_identity(config, training, mesh))
+    precision = config.model.matmul_precision
+    with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
+        state, measured = fit(trainer, batches, run=run, evaluate=evaluate)
+    metrics = {
+        **measured,
+        "seconds": time.perf_counter() - start,
+        "training_samples": len(training),
+        "held_out_samples": len(held_out),
+        "parameters": sum(math.prod(p.shape) for p in jax.tree.leaves(trainer.abstract.params)),
+        **jobs.environment(config=config, model=teacher.model),
+    }
+    export(trainer.model(state), run.target, tokenizer=teacher.tokenizer, metrics=metrics, settings=config)
+    run.finish()
+    return metrics
+
+
+def training_mesh(config: VerifierTraining) -> Mesh:
+    """The mesh of the training.
+
+    Raises:
+        UsageError: there are not enough devices, or they do not divide the batch.
+    """
+    mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.train.batch_size)
+    if config.train.batch_size % batch_multiple(mesh):
+        raise UsageError(
+            f"train.batch_size: expected a multiple of mesh.data * mesh.fsdp = {batch_multiple(mesh)}, "
+            f"got {config.train.batch_size}"
+        )
+    return mesh
+
+
+def open_teacher(config: VerifierTraining, mesh: Mesh) -> Teacher:
+    """Loads the diffusion model and its tokenizer.
+
+    Raises:
+        UsageError: one of them is missing or broken.
+    """
+    decoding = config.distillation()
+    model = jobs.open_model(decoding, mesh)
+    codec = jobs.load_codec(decoding, model)
+    if codec is None:
+        raise UsageError(f"tokenizer.path: expected a tokenizer, to read text, got none in {model.path!r}")
+    eot_id = text.end_of_turn(
+        config.model.eot_token_id, config_id=model.config.eot_id, codec=codec, vocab_size=model.config.vocab_size
+    )
+    return Teacher(model, codec, resolve(config.tokenizer.path or model.path, field="tokenizer.path"), eot_id)
+
+
+def verifier_shape(network: NetworkSettings, teacher: TransformerConfig, *, eot_id: int | None) -> TransformerConfig:
+    """A Qwen2 model with the vocabulary, the special tokens and the longest context of the diffusion model."""
+    return TransformerConfig(
+        family="qwen2",
+        **dataclasses.asdict(network),
+        head_dim=network.embed_dim // network.num_heads,
+        vocab_size=teacher.vocab_size,
+        norm_eps=NORM_EPS,
+        max_length=teacher.max_length,
+        qkv_bias=True,
+        causal=True,
+        eos_id=teacher.eos_id,
+        eot_id=eot_id,
+    )
+
+
+def export(
+    model: Model, target: Path, *, tokenizer: Path, metrics: Mapping[str, Any], settings: VerifierTraining
+) -> None:
+    """Writes the verifier as a Hugging Face folder, with metrics.json; it appears when it is complete.
+
+    Args:
+        model: the verifier.
+        target: the folder.
+        tokenizer: the folder whose tokenizer files are copied.
+        metrics: what metrics.json says.
+        settings: whether an existing folder is replaced.
+    """
+    fields = qwen2.config_fields(model.config) | {"torch_dtype": model.dtype.name}
+    with files.new_folder(target, overwrite=settings.output.overwrite) as folder:
+        hf.write_tensors(model, folder)
+        files.copy_companions(tokenizer, folder, patterns=files.TOKENIZER)
+        for name, content in (("config.json", fields), ("metrics.json", metrics)):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _identity(config: VerifierTraining, training: Sequence[Sample], mesh: Mesh) -> dict[str, Any]:
+    """What decides the parameters, and the measurements on the way."""
+    settings = dataclasses.asdict(config) | {"mesh": dict(mesh.shape)}
+    del settings["output"]
+    return settings | {"prompts": samples.digest(training), "platform": mesh.devices.flat[0].platform}
