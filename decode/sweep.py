@@ -68,7 +68,7 @@ def evaluate(config: Config, *, name: str, finished: dict[str, Any]) -> None:
     finished[name] = json.loads(Path(f"{path}.metrics.json").read_text())
     text = table(finished)
     (folder / "table.md").write_text(text)
-    print(text, flush=True)
+    print(text, end="", flush=True)
 
 
 def table(finished: Mapping[str, Any]) -> str:

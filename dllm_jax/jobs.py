@@ -5,7 +5,6 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -255,7 +254,8 @@ def _counts(job: Job, result: JobResult) -> dict[str, Any]:
     timed_tokens = sum(row["num_tokens"] for row in result.timed_rows)
     timed_canvas = len(result.timed_rows) * job.config.decode.gen_length
     seconds = result.timing.decode_seconds
-    phases: Counter[str] = sum((Counter(row.get("forwards_by_phase")) for row in result.rows), Counter())
+    phases = [row.get("forwards_by_phase", {}) for row in result.rows]
+    by_phase = {phase: sum(counts[phase] for counts in phases) for phase in phases[0]}
     return {
         "tokens_per_forward": num_tokens / nfe,
         "committed_per_forward": sum(step > 0 for row in result.rows for step in row["commit_step"]) / nfe,
@@ -265,7 +265,7 @@ def _counts(job: Job, result: JobResult) -> dict[str, Any]:
         "num_tokens": num_tokens,
         "nfe_sum": nfe,
         "nfe_mean": nfe / len(result.rows),
-        **({"forwards_by_phase": dict(phases)} if phases else {}),
+        **({"forwards_by_phase": by_phase} if by_phase else {}),
         "timed_samples": len(result.timed_rows),
         "iterations": result.iterations,
         **dataclasses.asdict(result.timing),

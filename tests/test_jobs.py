@@ -226,6 +226,26 @@ def test_the_trace_tells_every_step_of_a_row(prompts: Path, limit: Callable[[int
         assert row["block_length"] == 16
 
 
+def test_phases_are_counted_and_traced(prompts: Path, limit: Callable[[int], None], tmp_path: Path) -> None:
+    out, plain = tmp_path / "out.jsonl", tmp_path / "plain.jsonl"
+    assert execute(f"input.path={prompts}", f"output.path={out}", "decode.policy=dico", "output.trace=true") == 0
+    assert execute(f"input.path={prompts}", f"output.path={plain}", "decode.policy=dico") == 0
+    rows, phases = read_rows(out), ("divide", "conquer", "finalize")
+    for row, without in zip(rows, read_rows(plain), strict=True):
+        assert row | without == row
+        steps = row["forwards"]
+        assert row["forwards_by_phase"] == {phase: sum(step["phase"] == phase for step in steps) for phase in phases}
+        assert len(steps) == row["nfe"]
+        for number, step in enumerate(steps, 1):
+            assert all(row["commit_step"][seed] == number for seed in step["seeds"])
+            assert all(0 <= first <= last < 16 for first, last in step["clusters_after"])
+    metrics = json.loads(Path(f"{out}.metrics.json").read_text())
+    assert metrics["forwards_by_phase"] == {
+        phase: sum(row["forwards_by_phase"][phase] for row in rows) for phase in phases
+    }
+    assert sum(metrics["forwards_by_phase"].values()) == metrics["nfe_sum"]
+
+
 def test_text_is_null_without_a_tokenizer(
     capsys: pytest.CaptureFixture[str], prompts: Path, limit: Callable[[int], None], checkpoint: Path
 ) -> None:

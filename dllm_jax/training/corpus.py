@@ -31,20 +31,16 @@ class Corpus:
     def __init__(self, data: DataSettings, *, seed: int) -> None:
         self._data = data
         self._bad = BadLines(data.path or samples.BUILT_IN, data.on_error)
-        self.prompts = (
-            samples.read(data.path, self._bad, field="data.path", answers=not data.distill_path)
-            if data.path
-            else samples.built_in(data.samples, seed=seed)
-        )
+        if data.path:
+            self.prompts = samples.read(data.path, self._bad, field="data.path", answers=not data.distill_path)
+        else:
+            self.prompts = samples.built_in(data.samples, seed=seed)
         separate = data.eval_path or ("" if data.path else str(tasks.HELD_OUT))
         self._bad_held_out = BadLines(separate, "fail")
-        self._held_out = (
-            samples.spread(
-                samples.read(separate, self._bad_held_out, field="data.eval_path", answers=True), data.eval_samples
-            )
-            if separate
-            else []
-        )
+        self._held_out: list[Prompt] = []
+        if separate:
+            held_out = samples.read(separate, self._bad_held_out, field="data.eval_path", answers=True)
+            self._held_out = samples.spread(held_out, data.eval_samples)
 
     def encode(
         self, codec: TextCodec, *, answers: Sequence[Row] | None, end_id: int

@@ -61,15 +61,7 @@ def train(config: VerifierTraining) -> dict[str, Any]:
     start = time.perf_counter()
     run = RunFolder(config.output)
     mesh = training_mesh(config)
-    corpus = Corpus(config.data, seed=config.train.seed)
-    answers = None
-    if config.data.distill_path:
-        path = Path(config.data.distill_path).resolve()
-        overwrite = config.output.overwrite
-        answers = distill.own_answers(corpus.prompts, config.distillation(), path=path, overwrite=overwrite)
-    teacher = open_teacher(config, mesh)
-    end_id = teacher.model.config.eos_id if teacher.eot_id is None else teacher.eot_id
-    training, held_out = corpus.encode(teacher.codec, answers=answers, end_id=end_id)
+    teacher, training, held_out = read(config, mesh)
     trainer = Trainer(
         verifier_shape(config.network, teacher.model.config, eot_id=teacher.eot_id),
         config.train, mesh=mesh, dtype=teacher.model.dtype,
@@ -97,6 +89,23 @@ def train(config: VerifierTraining) -> dict[str, Any]:
     export(trainer.model(state), run.target, tokenizer=teacher.tokenizer, metrics=metrics, settings=config)
     run.finish()
     return metrics
+
+
+def read(config: VerifierTraining, mesh: Mesh) -> tuple[Teacher, list[Sample], list[Sample]]:
+    """The diffusion model, what is learnt, and what is held out; decodes the model's own answers if they are wanted.
+
+    Raises:
+        UsageError: data, model or tokenizer do not work out.
+    """
+    corpus = Corpus(config.data, seed=config.train.seed)
+    answers = None
+    if config.data.distill_path:
+        path = Path(config.data.distill_path).resolve()
+        overwrite = config.output.overwrite
+        answers = distill.own_answers(corpus.prompts, config.distillation(), path=path, overwrite=overwrite)
+    teacher = open_teacher(config, mesh)
+    end_id = teacher.model.config.eos_id if teacher.eot_id is None else teacher.eot_id
+    return teacher, *corpus.encode(teacher.codec, answers=answers, end_id=end_id)
 
 
 def training_mesh(config: VerifierTraining) -> Mesh:

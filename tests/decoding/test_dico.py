@@ -43,10 +43,10 @@ def policy(chosen: DicoSettings, *, gen_length: int = GEN_LENGTH, block_length: 
 
 def drawn(seed: int, sharpness: float) -> tuple[np.ndarray, np.ndarray]:
     """Confidences that are alike in neighbours and change slowly from forward to forward, and margins."""
-    noise = np.random.default_rng(seed).normal(size=(FORWARDS, GEN_LENGTH + 4))
-    smooth = np.stack([np.convolve(row, np.ones(5) / 5, mode="valid") for row in noise])
+    noise = np.random.default_rng(seed).normal(size=(FORWARDS, GEN_LENGTH + 2))
+    smooth = np.stack([np.convolve(row, np.ones(3) / 3, mode="valid") for row in noise])
     confidence = 1 / (1 + np.exp(-sharpness * (smooth + 0.3 * noise[:, :GEN_LENGTH])))
-    return confidence.astype(np.float32), np.abs(4 * noise[:, 2:-2]).astype(np.float32)
+    return confidence.astype(np.float32), np.abs(4 * noise[:, :GEN_LENGTH]).astype(np.float32)
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_rows_equal_their_single_runs(prompts: list[list[int]], policy: str, tem
             np.testing.assert_array_equal(together.tokens_BG[row], want.tokens_BG[0])
             np.testing.assert_array_equal(together.commit_step_BG[row], want.commit_step_BG[0])
             assert together.nfe_B[row] == want.nfe_B[0]
+            assert (together.log and together.log.row(row)) == (want.log and want.log.row(0))
 
 
 def test_slots_of_a_batch_can_be_exchanged(prompts: list[list[int]]) -> None:

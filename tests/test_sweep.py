@@ -1,0 +1,54 @@
+"""`python -m decode.sweep` over the variants of a config file, with the bundled model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from decode import sweep
+from dllm_jax.data import tasks
+
+SHORT = ("--config.decode.gen_length=32", "--config.decode.batch_size=2", "--config.mesh.data=1")
+VARIANTS = """
+from configs import dico_semi_ar
+VARIANTS = {"dico": {}, "no_guidance": {"weighting": "none"}}
+def get_config(name):
+    config = dico_semi_ar.get_config()
+    config.dico.update(VARIANTS[name])
+    return config
+"""
+
+
+def test_variants_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, folder, given = tmp_path / "variants.py", tmp_path / "results", tmp_path / "tasks.jsonl"
+    file.write_text(VARIANTS)
+    samples = [sample for sample in tasks.read(tasks.HELD_OUT_SMALL) if sample["task"] == "copy"][:2]
+    given.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    flags = (f"--config={file}", f"--config.input.path={given}", f"--config.output.path={folder}", *SHORT)
+    assert sweep.main(["sweep", *flags]) == 0
+    lines = (folder / "table.md").read_text().splitlines()
+    assert lines[0] == "| variant | copy | all | TPF | NFE | divide | conquer | finalize |"
+    assert [line.split()[1] for line in lines[2:]] == ["dico", "no_guidance"]
+    assert capsys.readouterr().out.endswith("\n".join(lines) + "\n")
+    for line, name in zip(lines[2:], ("dico", "no_guidance"), strict=True):
+        metrics = json.loads((folder / f"{name}.jsonl.metrics.json").read_text())
+        cells = [float(cell) for cell in line.split("|")[3:-1]]
+        assert cells[0] == metrics["accuracy"]
+        assert cells[2] == pytest.approx(sum(cells[3:]), abs=0.2) == pytest.approx(metrics["nfe_mean"], abs=0.2)
+    assert metrics["config"]["dico"]["weighting"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config=none.py"], "error: --config: expected a configuration file with VARIANTS, got 'none.py'"),
+        (["--config=configs/vanilla.py"], "error: --config: expected a configuration file with VARIANTS, got"),
+        ([], "error: output.path: expected a folder, got ''"),
+        (["--config.dico.gate=2"], "error: dico.gate: expected 0 to 1, got 2.0"),
+    ],
+)
+def test_mistakes_are_told_once(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(["sweep", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(message)
