@@ -1,4 +1,4 @@
-"""The ablations of DiCo's paper (arXiv 2602.23792, section 5.3); `python -m decode.sweep` runs them all."""
+"""The ablations of DiCo's paper (arXiv 2602.23792); `python -m decode.sweep` runs them all."""
 
 from ml_collections import ConfigDict
 

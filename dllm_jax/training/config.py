@@ -23,7 +23,7 @@ class DataSettings:
     """What is learnt from, and what is held out."""
 
     path: str = setting("", "JSONL file: prompt + answer, or messages that end with it (default: built-in tasks)")
-    samples: int = setting(50_000, "samples to draw of the built-in tasks, without the held-out ones")
+    samples: int = setting(60_000, "samples to draw of the built-in tasks, in equal parts and none held out")
     on_error: str = setting("fail", "what a bad line does: stop, or be left out", choices=("fail", "skip"))
     distill_path: str = setting(
         "", "learn the diffusion model's own answers to the prompts: decoded into this JSONL file, or read from it"

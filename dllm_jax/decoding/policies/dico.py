@@ -122,7 +122,7 @@ class Dico:
         return step.chosen_Q, Rows(step.row, Reported(rows.log.value.add(forward, nfe=block.nfe)))
 
     def divide(self, row: Row, block: Block) -> Step:
-        """Commits seeds and grows clusters, until they are dense or stay as they are (section 4.1).
+        """Commits seeds and grows clusters, until they are dense or stay as they are.
 
         Score s = W c, see `dico_seeds`. A seed grows over s >= h, or the cluster it lies in does.
         """
@@ -151,7 +151,7 @@ class Dico:
         return Step(chosen_Q, seed_Q, cluster_Q, after)
 
     def conquer(self, row: Row, block: Block) -> Step:
-        """Commits inside every cluster as many as its rule allows, while the clusters stay dense (section 4.2).
+        """Commits inside every cluster as many as its rule allows, while the clusters stay dense.
 
         The rule by factor takes the n surest, the largest n with f / (1 - c_(n) + 1e-6) - 1 >= n. As the bound rises
         with n, the n-th is taken if it passes its own. Where the rule takes none, the surest of the block is taken.
@@ -175,7 +175,7 @@ class Dico:
         return Step(chosen_Q, jnp.zeros_like(index_Q), cluster_Q, after)
 
     def finalize(self, row: Row, block: Block) -> Step:
-        """Commits what has a clear margin or is sure, else the surest (section 4.3)."""
+        """Commits what has a clear margin or is sure, else the surest."""
         sure_Q = block.open_Q & ((block.margin_Q > self.margin) | (block.confidence_Q > self.auto_commit))
         best_Q = block.open_Q & (rank(block.confidence_Q, block.open_Q) < self.finalize_tokens)
         chosen_Q = jnp.where(sure_Q.any(), sure_Q, best_Q)

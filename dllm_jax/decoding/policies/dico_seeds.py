@@ -1,4 +1,4 @@
-"""Where DiCo's Divide phase begins: the trajectory weights and the choice of seeds (arXiv 2602.23792, section 4.1).
+"""Where DiCo's Divide phase begins: the trajectory weights and the choice of seeds (arXiv 2602.23792).
 
 Tokens near the left edge of a block's masks are surer to be right than their confidence says, the more so the less is
 generated. So confidences are weighted by position before the best are chosen as seeds. Everything here is about one
