@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterable
 # Most of a test's time is compiling small programs: LLVM optimises them less here. What is computed stays the same.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
+import hypothesis
 import jax
 import pytest
 
 from tests.traces import Case
 
+hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of it
+hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
