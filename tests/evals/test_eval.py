@@ -96,7 +96,10 @@ def test_a_single_prompt_is_refused(capsys):
 @pytest.mark.slow
 def test_accuracy_of_the_bundled_model(tmp_path):
     output = tmp_path / "out.jsonl"
-    assert execute("--config.decode.batch_size=20", f"--config.output.path={output}") == 0
+    assert (
+        execute("--config.decode.policy=threshold", "--config.decode.batch_size=20", f"--config.output.path={output}")
+        == 0
+    )
     metrics = json.loads(Path(f"{output}.metrics.json").read_text())
     assert metrics["num_samples_by_task"] == dict.fromkeys(SCORERS, 20)
     assert metrics["accuracy"] >= 0.93  # 0.97 measured; two answers more or less are rounding
