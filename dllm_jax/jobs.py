@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import rich.progress
 from jax.sharding import Mesh
 
 import dllm_jax
-from dllm_jax.checkpoints.load import load_model, resolve
+from dllm_jax.checkpoints.load import dtype_on, load_model, resolve, tuned
 from dllm_jax.config import Config, TokenizerSettings, wants_verifier
 from dllm_jax.data.outputs import ResultFile, Row
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
@@ -164,9 +163,10 @@ def open_model(config: Config, mesh: Mesh) -> Model:
         return load_model(settings.path, dtype=settings.dtype, mesh=mesh, verify=settings.verify, track=track)
     if settings.preset not in PRESETS:
         raise UsageError(f"model.preset: expected one of {', '.join(PRESETS)}, got {settings.preset!r}")
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    dtype = ("float32" if on_cpu else "bfloat16") if settings.dtype == "auto" else settings.dtype
-    return random_model(PRESETS[settings.preset], dtype=jnp.dtype(dtype), mesh=mesh, seed=config.decode.seed)
+    platform = mesh.devices.flat[0].platform
+    dtype = dtype_on(platform, settings.dtype)
+    shape = tuned(PRESETS[settings.preset], dtype=dtype, platform=platform)
+    return random_model(shape, dtype=dtype, mesh=mesh, seed=config.decode.seed)
 
 
 def open_verifier(config: Config, mesh: Mesh) -> Model | None:

@@ -71,9 +71,8 @@ def load_model(
     if dtype == "keep":
         kind = _stored_dtype(folder, config) if converted else hf.stored_dtype(folder, config)
     else:
-        kind = _dtype(dtype, platform)
-    if platform == "gpu" and kind.itemsize == 2:
-        config = dataclasses.replace(config, attention_kernel="cudnn")
+        kind = dtype_on(platform, dtype)
+    config = tuned(config, dtype=kind, platform=platform)
     graphdef, abstract = abstract_model(config, dtype=kind)
     wanted = layout.flatten(jax.tree.map(_placed, abstract, state_shardings(abstract, mesh)))
     if converted:
@@ -93,8 +92,18 @@ def _stored_dtype(folder: Path, config: TransformerConfig) -> np.dtype:
     return jnp.result_type(*{leaf.dtype for leaf in store.stored_params(folder / PARAMS).values()})
 
 
-def _dtype(name: str, platform: str) -> np.dtype:
-    """The dtype a name stands for on a platform."""
+def tuned(config: TransformerConfig, *, dtype: np.dtype, platform: str) -> TransformerConfig:
+    """The configuration with the attention kernel that suits a platform ("cpu", "gpu", "tpu") and a dtype."""
+    is_for_cudnn = platform == "gpu" and dtype.itemsize == 2
+    return dataclasses.replace(config, attention_kernel="cudnn") if is_for_cudnn else config
+
+
+def dtype_on(platform: str, name: str) -> np.dtype:
+    """The dtype a name stands for on a platform; "auto" is float32 on CPU, else bfloat16.
+
+    Raises:
+        UsageError: an unknown name, or one that needs x64.
+    """
     if name not in DTYPES:
         raise UsageError(f"model.dtype: expected one of {', '.join(DTYPES)}, got {name!r}")
     if name == "auto":

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from dllm_jax.decoding.prediction import Sampler
 from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
 from dllm_jax.errors import UsageError
-from dllm_jax.models.model import Model
+from dllm_jax.models.model import Model, matmul_precision
 from dllm_jax.timing import CompileCount
 
 
@@ -141,12 +141,9 @@ class Decoder:
         )
         return jax.device_put(state, meshes.batch_shardings(state, self.model.mesh))
 
-    @contextlib.contextmanager
-    def precision(self) -> Iterator[None]:
-        """The precision of matrix products that `model.matmul_precision` asks for."""
-        precision = self.config.model.matmul_precision
-        with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
-            yield
+    def precision(self) -> contextlib.AbstractContextManager[None]:
+        """Inside it matrix products have the precision that the configuration asks for."""
+        return matmul_precision(self.config.model.matmul_precision)
 
     def _result(self, final: DecodeState, geometry: Geometry, timing: Timing, *, rows: int) -> DecodeResult:
         """Cuts a finished batch to its real rows and its generated columns."""

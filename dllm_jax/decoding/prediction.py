@@ -76,10 +76,10 @@ class Sampler:
         return dataclasses.replace(self, stochastic=False, cut=False)
 
 
-def guide(logits: Float[Array, "two_B Q V"], sampler: Sampler) -> Float[Array, "B Q V"]:
+def guide(logits: Float[Array, "two_B Q V"], cfg_scale: Float[Array, ""]) -> Float[Array, "B Q V"]:
     """Classifier-free guidance: u + (s + 1)(l - u), the rows with their prompt first, those without behind."""
     conditional, unconditional = jnp.split(logits, 2, axis=0)
-    return unconditional + (sampler.cfg_scale + 1) * (conditional - unconditional)
+    return unconditional + (cfg_scale + 1) * (conditional - unconditional)
 
 
 def _without(logits_BQV: Float[Array, "B Q V"], ids: tuple[int, ...]) -> Float[Array, "B Q V"]:
@@ -137,4 +137,4 @@ def predict(
 
 def predict_slots(logits: Float[Array, "rows Q V"], sampler: Sampler, *, noise: jax.Array | None) -> Prediction:
     """`predict` on the raw output of a forward, guidance included."""
-    return predict(guide(logits, sampler) if sampler.guided else logits, sampler, gumbel_BQV=noise)
+    return predict(guide(logits, sampler.cfg_scale) if sampler.guided else logits, sampler, gumbel_BQV=noise)

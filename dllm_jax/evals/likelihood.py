@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from dllm_jax.decoding.prediction import guide
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import batch_multiple, batch_shardings
 from dllm_jax.models.layers import wide
@@ -120,18 +121,12 @@ def _losses(
             jax.lax.dynamic_slice_in_dim(x, start, LENGTH_MULTIPLE, axis)
             for x, axis in ((hidden_NLD, 1), (masked_BL, 1), (target_L, 0))
         )
-        logits_BCV = _guide(module.unembed(hidden_NCD), cfg_scale) if guided else module.unembed(hidden_NCD)
+        logits_BCV = guide(module.unembed(hidden_NCD), cfg_scale) if guided else module.unembed(hidden_NCD)
         return total_B + _masked_cross_entropy(logits_BCV, target_C, masked_BC), None
 
     starts = jnp.arange(0, len(column_L), LENGTH_MULTIPLE)
     total_B, _ = jax.lax.scan(add_columns, jnp.zeros_like(wide(hidden_NLD[: len(p_mask_B), 0, 0])), starts)
     return total_B / p_mask_B
-
-
-def _guide(logits_NCV: Float[Array, "N C V"], cfg_scale: Float[Array, ""]) -> Float[Array, "B C V"]:
-    """Moves the logits of the first half of the rows away from those of the second half, which saw no prompt."""
-    with_prompt_BCV, without_BCV = jnp.split(logits_NCV, 2)
-    return without_BCV + (cfg_scale + 1) * (with_prompt_BCV - without_BCV)
 
 
 def _masked_cross_entropy(

@@ -1,5 +1,6 @@
 """A model ready to run: its configuration, structure and weights placed on a mesh."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -14,10 +15,11 @@ from dllm_jax.models.transformer import Transformer, TransformerConfig
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Weights and what is needed to run them. `graphdef` and `params` go into a jitted function as arguments and are
-    merged inside it (`nnx.merge`): a module captured by a closure would put its weights into the program as
-    constants.
-    """  # noqa: D205
+    """Weights and what is needed to run them.
+
+    `graphdef` and `params` go into a jitted function as arguments and are merged inside it (`nnx.merge`): a module
+    captured by a closure would put its weights into the program as constants.
+    """
 
     config: TransformerConfig
     graphdef: Any
@@ -29,6 +31,11 @@ class Model:
     def dtype(self) -> jnp.dtype:
         """The dtype of weights and activations."""
         return jax.tree.leaves(self.params)[0].dtype
+
+
+def matmul_precision(name: str) -> contextlib.AbstractContextManager[Any]:
+    """Inside it matrix products have the precision that `model.matmul_precision` names; "default" changes nothing."""
+    return contextlib.nullcontext() if name == "default" else jax.default_matmul_precision(name)
 
 
 def abstract_model(config: TransformerConfig, *, dtype: jnp.dtype) -> tuple[Any, nnx.State]:

@@ -1,6 +1,5 @@
 """Trains a verifier for a diffusion model: a small causal language model over the same token ids."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -22,7 +21,7 @@ from dllm_jax.decoding import text
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import batch_multiple, make_mesh
 from dllm_jax.models import qwen2
-from dllm_jax.models.model import Model
+from dllm_jax.models.model import Model, matmul_precision
 from dllm_jax.models.transformer import TransformerConfig
 from dllm_jax.training import distill
 from dllm_jax.training.acceptance import HeldOut
@@ -75,8 +74,7 @@ def train(config: VerifierTraining) -> dict[str, Any]:
         seed=config.train.seed,
     )  # fmt: skip
     run.open(_identity(config, training, mesh))
-    precision = config.model.matmul_precision
-    with contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision):
+    with matmul_precision(config.model.matmul_precision):
         state, measured = fit(trainer, batches, run=run, evaluate=evaluate)
     metrics = {
         **measured,

@@ -81,4 +81,4 @@ def test_gumbel_draws_follow_the_softmax() -> None:
 
 def test_guidance_extrapolates_from_the_promptless_half() -> None:
     logits = jnp.stack([jnp.full((1, 2), 3.0), jnp.full((1, 2), 1.0)])
-    np.testing.assert_allclose(guide(logits, sampler(cfg_scale=0.5)), 1 + 1.5 * 2, rtol=1e-6)
+    np.testing.assert_allclose(guide(logits, sampler(cfg_scale=0.5).cfg_scale), 1 + 1.5 * 2, rtol=1e-6)
