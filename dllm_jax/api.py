@@ -1,6 +1,7 @@
 """The Python API: load a model, look at its logits, decode prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
+from dllm_jax.checkpoints import filters
 from dllm_jax.checkpoints.load import load_model
 from dllm_jax.config import Config, from_config_dict
 from dllm_jax.decoding.generate import Decoder, decode_all
@@ -53,7 +55,11 @@ def _logits(
 
 
 def decode(
-    model: Model, prompts: Sequence[Sequence[int]], config: Config | ConfigDict, verifier: Model | None = None
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    config: Config | ConfigDict,
+    verifier: Model | None = None,
+    filter_params: Mapping[str, Any] | None = None,
 ) -> DecodeResult:
     """Decodes prompts of any number and length.
 
@@ -62,6 +68,8 @@ def decode(
         prompts: token ids of every prompt.
         config: settings, of which `decode` and what belongs to the policy are used.
         verifier: a causal model over the same tokens from `load_model`, for the policy `apd`.
+        filter_params: the arrays of a filter, linear1.weight [width, block_length], linear1.bias [width] and so on, for
+            the policy `learn2pd`; default: those in `filter.path`.
 
     Returns:
         Tokens and counts per prompt, in the order given.
@@ -70,7 +78,8 @@ def decode(
         UsageError: a wrong setting or prompt; the prompt's index is named.
     """
     config = from_config_dict(config) if isinstance(config, ConfigDict) else config
-    decoder = Decoder(model, config, verifier=verifier)
+    filter_ = filters.open_filter(config) if filter_params is None else filters.from_arrays(filter_params)
+    decoder = Decoder(model, config, verifier=verifier, filter_=filter_)
     if decoder.verifier:
         check_shared(model, decoder.verifier, model_tokens=None, verifier_tokens=None)
     if not len(prompts):

@@ -13,6 +13,7 @@ import rich.progress
 from jax.sharding import Mesh
 
 import dllm_jax
+from dllm_jax.checkpoints.filters import open_filter
 from dllm_jax.checkpoints.load import dtype_on, load_model, resolve, tuned
 from dllm_jax.config import Config, TokenizerSettings, wants_verifier
 from dllm_jax.data.outputs import ResultFile, Row
@@ -66,7 +67,7 @@ def prepare(config: Config, *, check: Check | None = None) -> Job:
     prompts = read(config.input, bad, check=check)
     mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.decode.batch_size)
     done = file.resume(_identity(config, prompts, mesh)) if file else {}
-    verifier = open_verifier(config, mesh)
+    verifier, filter_ = open_verifier(config, mesh), open_filter(config)
     model = open_model(config, mesh)
     codec = load_codec(config, model)
     if verifier:
@@ -74,7 +75,7 @@ def prepare(config: Config, *, check: Check | None = None) -> Job:
     eot_id = text.end_of_turn(
         config.model.eot_token_id, config_id=model.config.eot_id, codec=codec, vocab_size=model.config.vocab_size
     )
-    decoder = Decoder(model, config, verifier=verifier, eot_id=eot_id)
+    decoder = Decoder(model, config, verifier=verifier, filter_=filter_, eot_id=eot_id)
     kept, tokens = [], []
     for prompt in prompts:
         with bad.line(prompt.line):

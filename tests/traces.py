@@ -1,6 +1,7 @@
 """Reading recorded traces of the reference implementations, and rebuilding ours in the same form."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from dllm_jax.decoding.state import DecodeResult
+from dllm_jax.decoding import caching, driver
+from dllm_jax.decoding.driver import Carry, Engine
+from dllm_jax.decoding.state import DecodeResult, DecodeState
+from dllm_jax.models.cache import widened
 
 GOLDENS = Path(__file__).parent / "goldens"
 EOS, EOT, MASK = 300, 301, 310
@@ -48,6 +52,25 @@ def rebuilt_trace(result: DecodeResult, prompt: np.ndarray, row: int) -> np.ndar
     committed = (result.commit_step_BG[row] > 0) & (result.commit_step_BG[row] <= steps_S1)
     generated = np.where(committed, result.tokens_BG[row], MASK)
     return np.concatenate([np.broadcast_to(prompt, (len(generated), len(prompt))), generated], axis=1)
+
+
+FULL_STEP = jax.jit(Engine.full_step, static_argnames="length")
+CACHED_STEP = jax.jit(Engine.cached_step, static_argnames="width")
+
+
+def carries(engine: Engine, state: DecodeState) -> Iterator[Carry]:
+    """What `driver.decode` carries after every iteration, from a loop in Python around the same steps."""
+    geometry = engine.geometry
+    widths = engine.cache.widths(geometry)
+    carry = engine.start(state)
+    while carry.state.live_B.any():
+        block = caching.current_block(carry.state)
+        carry, cache = FULL_STEP(engine, carry, length=geometry.length)
+        yield carry
+        cache = widened(cache, columns=geometry.columns)
+        while widths and driver.in_block(carry.state, block).any():
+            carry, cache = CACHED_STEP(engine, carry, cache, width=widths[int(block)])
+            yield carry
 
 
 @struct.dataclass

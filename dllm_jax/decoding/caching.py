@@ -26,6 +26,7 @@ class Span(NamedTuple):
     first: Int[Array, ""] | Int[Array, "B"]  # first column of a cached step's slice, for all rows or per row
     slot_B: Int[Array, "B"]  # column of the first prediction slot
     seen_B: Int[Array, "B"]  # one past the last column that is attended to
+    run_B: Int[Array, "B"] | None = None  # from this column on the cache stays as it is; None: a slice writes all
 
 
 class CacheStrategy(Protocol):
@@ -54,10 +55,14 @@ class BlockCache:
     Attributes:
         step_widths: the cache, one of `BLOCK_CACHES`.
         lead: columns that a slice begins before its block: 1 for a model whose logits are made one position earlier.
+        keeps_tail: what lies behind a row's end when it falls stays in the cache as it was, and is attended to, until
+            the cache is made afresh; else it vanishes at once. As released: with the dual cache, whose steps do not
+            run it.
     """
 
     step_widths: StepWidths
     lead: int
+    keeps_tail: bool = False
 
     def slots(self, geometry: Geometry) -> int:
         """The block."""
@@ -76,7 +81,10 @@ class BlockCache:
     def span(self, state: DecodeState, geometry: Geometry) -> Span:
         """From the block's start."""
         first = geometry.block_start(current_block(state)) - self.lead
-        return Span(first=first, slot_B=geometry.block_start(state.block_B), seen_B=state.end_B)
+        slot_B = geometry.block_start(state.block_B)
+        if self.keeps_tail:
+            return Span(first=first, slot_B=slot_B, seen_B=state.cached_end_B, run_B=state.end_B)
+        return Span(first=first, slot_B=slot_B, seen_B=state.end_B)
 
 
 def no_widths(geometry: Geometry) -> tuple[int, ...]:
@@ -156,8 +164,8 @@ def shorter_canvases(geometry: Geometry, *, multiple: int) -> tuple[Geometry, ..
 
     Args:
         geometry: the canvas.
-        multiple: the lengths are multiples of this, a whole number of blocks if there is a cache.
+        multiple: they are shorter by multiples of this; a whole number of blocks if there is a cache.
     """
     quarters = [-(-geometry.gen_length * i // MAX_LENGTHS) for i in range(MAX_LENGTHS, 0, -1)]
-    lengths = [min(-(-length // multiple) * multiple, geometry.gen_length) for length in quarters]
+    lengths = [geometry.gen_length - (geometry.gen_length - length) // multiple * multiple for length in quarters]
     return tuple(dataclasses.replace(geometry, gen_length=length) for length in dict.fromkeys(lengths))

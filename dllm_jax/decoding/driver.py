@@ -1,9 +1,9 @@
 """The one decoding loop. Decoders differ in what is plugged into it, never in a loop of their own.
 
 An iteration is one forward of the diffusion model: the cache strategy says which columns run, `prediction` turns hidden
-states into tokens and confidences, the policy says which are committed, and `step` (the only writer of the state)
-writes them and advances rows. The outer loop's forward sees the whole canvas; with a cache its keys and values then
-serve an inner loop of cheaper forwards until the cache is stale.
+states into tokens and confidences, the policy says which are committed, the stop rule where rows end, and `step` (the
+only writer of the state) writes that and advances rows. The outer loop's forward sees the whole canvas; with a cache
+its keys and values then serve an inner loop of cheaper forwards until the cache is stale.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from dllm_jax.decoding.policies.base import CommitPolicy, InPlace, PolicyLog, Re
 from dllm_jax.decoding.prediction import Sampler, predict_slots
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
+from dllm_jax.decoding.stopping import EndOfText
 from dllm_jax.models.cache import Cache, widened
 from dllm_jax.models.transformer import Transformer
 
@@ -33,6 +34,17 @@ class Carry(NamedTuple):
     rows: Any
 
 
+class Slots(NamedTuple):
+    """Columns of every row for which tokens are predicted."""
+
+    first_B: Int[Array, "B"]
+    width: int
+
+    def all(self) -> Int[Array, "B Q"]:
+        """All of them."""
+        return self.first_B[:, None] + jnp.arange(self.width)[None, :]
+
+
 @struct.dataclass
 class Engine:
     """A decode's parts, as one pytree: an argument of the compiled program, where the model is put together."""
@@ -42,9 +54,10 @@ class Engine:
     policy: CommitPolicy
     sampler: Sampler
     noise: Noise
+    stop: EndOfText | None  # None: rows end with their last block
     block_limit: Int[Array, ""] | None  # forwards a block may take; None: as many as its policy wants
     # The canvas, and shorter ones behind it: a batch runs on the shortest that holds its live rows. More than one pays
-    # only if rows can end early.
+    # only if rows can end early, in blocks that they have not reached.
     canvases: tuple[Geometry, ...] = struct.field(pytree_node=False)
     cache: CacheStrategy = struct.field(pytree_node=False)
     mask_id: int = struct.field(pytree_node=False)
@@ -73,13 +86,14 @@ class Engine:
         Returns:
             The state after the step, and the keys and values of those columns.
         """
-        state, geometry = carry.state, self.geometry
-        span, slots = self._span(state)._replace(first=jnp.int32(0)), self.cache.slots(geometry)
+        state = dataclasses.replace(carry.state, cached_end_B=carry.state.end_B)
+        span = self._span(state)._replace(first=jnp.int32(0), run_B=None)
+        slots = self._slots(span)
         if self.block_limit is not None:  # blocks that ran out of forwards may have left masks, which compete again
-            start_B = jnp.full_like(span.slot_B, geometry.prompt_length)
-            span, slots = span._replace(slot_B=start_B), geometry.gen_length
+            slots = self._whole(state, length=length)
+        predicted = self._whole(state, length=length) if self.stop and not self.cache.widths(self.geometry) else slots
         hidden, cache = self._forward(state, span, width=length, keys=length)
-        return self._look(carry, hidden, span, slots=slots, active_B=state.live_B), cache
+        return self._look(Carry(state, carry.rows), hidden, span, predicted, slots, active_B=state.live_B), cache
 
     def cached_step(self, carry: Carry, cache: Cache, *, width: int) -> tuple[Carry, Cache]:
         """One iteration of the rows in the current block, with a forward of a slice of `width` columns.
@@ -90,11 +104,27 @@ class Engine:
         state, span = carry.state, self._span(carry.state)
         active_B = in_block(state, caching.current_block(state))
         hidden, cache = self._forward(state, span, width=width, keys=cache[0].k.shape[1], cache=cache)
-        slots = self.cache.slots(self.geometry)
-        return self._look(carry, hidden, span, slots=slots, active_B=active_B), cache
+        slots = self._slots(span)
+        return self._look(carry, hidden, span, slots, slots, active_B=active_B), cache
+
+    def narrowest(self, state: DecodeState, block: Int[Array, ""], widths: list[int]) -> Int[Array, ""]:
+        """Which of the widths, in ascending order, the cached steps of a block need to hold its rows."""
+        end = jnp.max(jnp.where(in_block(state, block), state.end_B, 0))
+        needed = jnp.max(end - self._span(state).first)
+        return jnp.minimum(jnp.sum(jnp.array(widths) < needed), len(widths) - 1)
 
     def _span(self, state: DecodeState) -> Span:
         return self.cache.span(state, self.geometry)
+
+    def _slots(self, span: Span) -> Slots:
+        """The slots of the policy."""
+        return Slots(span.slot_B, self.cache.slots(self.geometry))
+
+    def _whole(self, state: DecodeState, *, length: int) -> Slots:
+        """All blocks that begin before `length`."""
+        blocks = -(-(length - self.geometry.prompt_length) // self.geometry.block_length)
+        first_B = jnp.full_like(state.end_B, self.geometry.prompt_length)
+        return Slots(first_B, blocks * self.geometry.block_length)
 
     def _forward(
         self, state: DecodeState, span: Span, *, width: int, keys: int, cache: Cache | None = None
@@ -108,17 +138,19 @@ class Engine:
         positions_BT = self._paired(canvas.positions(columns, state.pad_B))
         mask = self._paired(canvas.key_mask(state.pad_B, span.seen_B, columns=keys))
         start = span.first if jnp.ndim(span.first) == 0 else self._paired(span.first)
-        return self.model(tokens_BT, positions_BT, mask=mask, cache=cache, start=start)
+        kept = None if span.run_B is None else self._paired(columns >= span.run_B[:, None])
+        return self.model(tokens_BT, positions_BT, mask=mask, cache=cache, start=start, kept_BT=kept)
 
     def _look(
-        self, carry: Carry, hidden: Float[Array, "rows T D"], span: Span, *, slots: int, active_B: Bool[Array, "B"]
-    ) -> Carry:
-        """`step` on the prediction slots of a forward's hidden states."""
+        self, carry: Carry, hidden: Float[Array, "rows T D"], span: Span, predicted: Slots, slots: Slots, *,
+        active_B: Bool[Array, "B"],
+    ) -> Carry:  # fmt: skip
+        """`step` on the predicted columns of a forward's hidden states."""
         columns = hidden.shape[1]
-        hidden = jnp.pad(hidden, ((0, 0), (0, slots), (0, 0)))  # slots may stick out where nothing is open
-        offset_B = span.slot_B - self._shift - span.first
-        hidden = canvas.take_columns(hidden, self._paired(offset_B), width=slots)
-        return self.step(carry, hidden, start_B=span.slot_B, active_B=active_B, columns=columns)
+        hidden = jnp.pad(hidden, ((0, 0), (0, predicted.width), (0, 0)))  # slots may stick out where nothing is open
+        offset_B = predicted.first_B - self._shift - span.first
+        hidden = canvas.take_columns(hidden, self._paired(offset_B), width=predicted.width)
+        return self.step(carry, hidden, predicted=predicted, slots=slots, active_B=active_B, columns=columns)
 
     @property
     def _shift(self) -> int:
@@ -132,53 +164,55 @@ class Engine:
     def step(
         self,
         carry: Carry,
-        hidden_BQD: Float[Array, "rows Q D"],
+        hidden_BSD: Float[Array, "rows S D"],
         *,
-        start_B: Int[Array, "B"],
+        predicted: Slots,
+        slots: Slots,
         active_B: Bool[Array, "B"],
         columns: int,
     ) -> Carry:
-        """The common end of every iteration: predict the slots, ask the policy, write the state.
+        """The common end of every iteration: predict, ask the policy and the stop rule, write the state.
 
         Args:
             carry: state before the step.
-            hidden_BQD: hidden states of the Q slots (twice the rows under guidance).
-            start_B: column of the first slot of every row.
+            hidden_BSD: hidden states of the S predicted columns (twice the rows under guidance).
+            predicted: where the stop rule looks.
+            slots: where the policy looks, Q of the predicted columns.
             active_B: rows this forward counts for; the others stay as they are.
             columns: canvas columns that the forward ran.
         """
         state, rows = carry
-        slots = hidden_BQD.shape[1]
-        tokens_BQ = canvas.take_columns(state.tokens_BL, start_B, width=slots)
-        columns_BQ = start_B[:, None] + jnp.arange(slots)[None, :]
-        view = View(
-            start_B=start_B,
-            pad_B=state.pad_B,
-            end_B=state.end_B,
-            filled_B=jnp.sum((state.tokens_BL != self.mask_id)[:, self._generated], axis=1),
-            position_BQ=columns_BQ - self.geometry.prompt_length,
-            open_BQ=(tokens_BQ == self.mask_id) & (columns_BQ < self._block_end(state)[:, None]),
-            row_B=state.row_B,
-            nfe_B=state.nfe_B,
-            block_nfe_B=state.block_nfe_B,
-        )
-        prediction = predict_slots(self.model.unembed(hidden_BQD), self.sampler, noise=self._gumbel(view))
-        commit = self.policy.commit(rows, prediction, view, self.noise)
+        prediction = predict_slots(self.model.unembed(hidden_BSD), self.sampler, noise=self._gumbel(state, predicted))
+        offset_B = slots.first_B - predicted.first_B
+        seen = prediction
+        if slots is not predicted:
+            seen = jax.tree.map(lambda x: canvas.take_columns(x, offset_B, width=slots.width), prediction)
+        view = self._view(state, slots)
+        commit = self.policy.commit(rows, seen, view, self.noise)
         mask_BQ = commit.mask_BQ & view.open_BQ & active_B[:, None]
 
         def written(old_BL: Array, new_BQ: Array) -> Array:
-            old_BQ = canvas.take_columns(old_BL, start_B, width=slots)
-            return canvas.put_columns(old_BL, jnp.where(mask_BQ, new_BQ, old_BQ), start_B)
+            old_BQ = canvas.take_columns(old_BL, slots.first_B, width=slots.width)
+            return canvas.put_columns(old_BL, jnp.where(mask_BQ, new_BQ, old_BQ), slots.first_B)
 
         tokens_BL = written(state.tokens_BL, commit.token_BQ)
-        leave_B = active_B & (commit.leave_B | self._cut_short(state, tokens_BL))
-        end_B = state.end_B if commit.end_B is None else jnp.where(active_B, commit.end_B, state.end_B)
+        end_B = state.end_B if commit.end_B is None else commit.end_B
+        if self.stop is not None:
+            accepted_BS = jnp.zeros(predicted.all().shape, bool)
+            if commit.accepted_BQ is not None:
+                accepted_BS = canvas.put_columns(accepted_BS, commit.accepted_BQ, offset_B)
+            end_B = self.stop.end(
+                end_B, prediction=prediction, open_BS=self._is_open(state, predicted, end_B), accepted_BS=accepted_BS,
+                column_BS=predicted.all(),
+            )  # fmt: skip
+        end_B = jnp.where(active_B, end_B, state.end_B)
+        leave_B = active_B & (commit.leave_B | self._cut_short(state, tokens_BL, end_B))
         block_B = state.block_B + leave_B
         state = dataclasses.replace(
             state,
             tokens_BL=tokens_BL,
             commit_step_BL=written(state.commit_step_BL, state.nfe_B[:, None] + 1),
-            confidence_BL=written(state.confidence_BL, prediction.confidence_BQ),
+            confidence_BL=written(state.confidence_BL, seen.confidence_BQ),
             end_B=end_B,
             block_B=block_B,
             block_nfe_B=jnp.where(leave_B, 0, state.block_nfe_B + active_B),
@@ -189,31 +223,56 @@ class Engine:
         )
         return Carry(state, freeze(commit.rows, rows, active_B))
 
-    @property
-    def _generated(self) -> slice:
-        """The columns of the generation."""
-        return slice(self.geometry.prompt_length, self.geometry.length)
+    def _view(self, state: DecodeState, slots: Slots) -> View:
+        """What the policy sees before a step."""
+        is_filled_BL = (state.tokens_BL != self.mask_id) & self._is_generated(state)
+        return View(
+            start_B=slots.first_B,
+            pad_B=state.pad_B,
+            end_B=state.end_B,
+            filled_B=jnp.sum(is_filled_BL, axis=1),
+            position_BQ=slots.all() - self.geometry.prompt_length,
+            open_BQ=self._is_open(state, slots, self._block_end(state, state.end_B)),
+            row_B=state.row_B,
+            nfe_B=state.nfe_B,
+            block_nfe_B=state.block_nfe_B,
+        )
 
-    def _block_end(self, state: DecodeState) -> Int[Array, "B"]:
-        """One past the last column of every row's block."""
-        return jnp.minimum(self.geometry.block_start(state.block_B + 1), state.end_B)
+    def _is_open(self, state: DecodeState, slots: Slots, end_B: Int[Array, "B"]) -> Bool[Array, "B Q"]:
+        """The slots that are masked and before `end`."""
+        tokens_BQ = canvas.take_columns(state.tokens_BL, slots.first_B, width=slots.width)
+        return (tokens_BQ == self.mask_id) & (slots.all() < end_B[:, None])
 
-    def _cut_short(self, state: DecodeState, tokens_BL: Int[Array, "B L"]) -> Bool[Array, "B"]:
-        """Rows whose block has used up its forwards, or is full although earlier ones are not."""
-        if self.block_limit is None:
-            return jnp.zeros_like(state.live_B)
+    def _is_generated(self, state: DecodeState) -> Bool[Array, "B L"]:
+        """The columns of the generation, up to every row's end."""
+        columns_1L = jnp.arange(state.tokens_BL.shape[1])[None, :]
+        return (columns_1L >= self.geometry.prompt_length) & (columns_1L < state.end_B[:, None])
+
+    def _block_end(self, state: DecodeState, end_B: Int[Array, "B"]) -> Int[Array, "B"]:
+        """One past the last column of every row's block, if the rows end there."""
+        return jnp.minimum(self.geometry.block_start(state.block_B + 1), end_B)
+
+    def _cut_short(self, state: DecodeState, tokens_BL: Int[Array, "B L"], end_B: Int[Array, "B"]) -> Bool[Array, "B"]:
+        """Rows whose block is full where its policy could not know: it ends earlier now, or earlier ones are not full.
+
+        And those whose block has used up its forwards.
+        """
         columns_1L = jnp.arange(tokens_BL.shape[1])[None, :]
+        block_end_B = self._block_end(state, end_B)
         in_block_BL = (columns_1L >= self.geometry.block_start(state.block_B)[:, None]) & (
-            columns_1L < self._block_end(state)[:, None]
+            columns_1L < block_end_B[:, None]
         )
         full_B = ~((tokens_BL == self.mask_id) & in_block_BL).any(axis=1)
-        return full_B | (state.block_nfe_B + 1 >= self.block_limit)
+        if self.block_limit is not None:
+            return full_B | (state.block_nfe_B + 1 >= self.block_limit)
+        return full_B & (block_end_B < self._block_end(state, state.end_B))
 
-    def _gumbel(self, view: View) -> Float[Array, "B Q V"] | None:
+    def _gumbel(self, state: DecodeState, slots: Slots) -> Float[Array, "B Q V"] | None:
         if not self.sampler.stochastic:
             return None
+        position_BQ = slots.all() - self.geometry.prompt_length
         vocab_size = self.model.config.vocab_size
-        return self.noise.gumbel(view.row_B, view.nfe_B, view.position_BQ, vocab_size=vocab_size)
+        return self.noise.gumbel(state.row_B, state.nfe_B, position_BQ, vocab_size=vocab_size)
 
 
 @jax.jit
@@ -236,20 +295,31 @@ def _run_block(engine: Engine, carry: Carry, canvas: Geometry) -> Carry:
     """A trip of the outer loop: a full forward, then cached steps until every live row has left the block."""
     block = caching.current_block(carry.state)
     carry, cache = engine.full_step(carry, length=canvas.length)
-    widths = engine.cache.widths(canvas)
+    widths = sorted(set(engine.cache.widths(canvas)))
     if not widths:
         return carry
     cache = widened(cache, columns=engine.cache.columns(canvas))
 
-    def cached_steps(width: int) -> Callable[[Carry, Cache], Carry]:
+    def cached_steps(place: int) -> Callable[[Carry, Cache], Carry]:
+        """Steps of one width, while it is the narrowest that will do."""
+
+        def more(loop: tuple[Carry, Cache]) -> Bool[Array, ""]:
+            state = loop[0].state
+            return in_block(state, block).any() & (engine.narrowest(state, block, widths) == place)
+
         def body(loop: tuple[Carry, Cache]) -> tuple[Carry, Cache]:
-            return engine.cached_step(*loop, width=width)
+            return engine.cached_step(*loop, width=widths[place])
 
-        return lambda *loop: jax.lax.while_loop(lambda loop: in_block(loop[0].state, block).any(), body, loop)[0]
+        return lambda *loop: jax.lax.while_loop(more, body, loop)[0]
 
-    choices = sorted(set(widths))
-    chosen = jnp.array([choices.index(width) for width in widths])[block]
-    return jax.lax.switch(chosen, [cached_steps(width) for width in choices], carry, cache)
+    def narrowing(carry: Carry) -> Carry:
+        # Steps run, and write, all that they see behind the block's start: at every width they begin with `cache`.
+        place = engine.narrowest(carry.state, block, widths)
+        return jax.lax.switch(place, [cached_steps(place) for place in range(len(widths))], carry, cache)
+
+    if len(widths) == 1:
+        return cached_steps(0)(carry, cache)
+    return jax.lax.while_loop(lambda carry: in_block(carry.state, block).any(), narrowing, carry)
 
 
 def in_block(state: DecodeState, block: Int[Array, ""]) -> Bool[Array, "B"]:

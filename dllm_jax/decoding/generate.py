@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from dllm_jax import mesh as meshes
+from dllm_jax.checkpoints.filters import Filter
 from dllm_jax.config import Config, block_schedule, validate, wants_verifier
-from dllm_jax.decoding.caching import BLOCK_CACHES, BlockCache, CacheStrategy, WindowCache
+from dllm_jax.decoding.caching import BLOCK_CACHES, BlockCache, CacheStrategy, WindowCache, shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
 from dllm_jax.decoding.driver import Engine, decode
 from dllm_jax.decoding.policies.build import build_policy
 from dllm_jax.decoding.prediction import Sampler
 from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
+from dllm_jax.decoding.stopping import EndOfText
 from dllm_jax.errors import UsageError
 from dllm_jax.models.model import Model, matmul_precision
 from dllm_jax.timing import CompileCount
@@ -30,6 +32,7 @@ class Decoder:
         model: a diffusion model.
         config: what to do; checked here.
         verifier: the causal model over the same tokens that `apd` needs, on the mesh of the model.
+        filter_: the filter that `learn2pd` needs.
         eot_id: the end-of-turn token, if the tokenizer knows one that the model's config does not.
 
     Raises:
@@ -37,13 +40,15 @@ class Decoder:
     """
 
     def __init__(
-        self, model: Model, config: Config, *, verifier: Model | None = None, eot_id: int | None = None
-    ) -> None:
+        self, model: Model, config: Config, *, verifier: Model | None = None, filter_: Filter | None = None,
+        eot_id: int | None = None,
+    ) -> None:  # fmt: skip
         validate(config)
         if model.config.mask_id is None:
             raise UsageError(f"model.path: expected a masked diffusion model, got the {model.config.family} model")
         self.model, self.config = model, config
         self.verifier = checked_verifier(verifier, config, model=model)
+        check_filter(filter_, config)
         self.max_length = min(m.config.max_length for m in (model, self.verifier) if m)
         self.eot_id = model.config.eot_id if eot_id is None else eot_id
         self.mask_id: int = model.config.mask_id
@@ -58,8 +63,11 @@ class Decoder:
         if config.decode.policy == "apd" and config.apd.temper_noise:
             self.sampler = self.sampler.with_tempered_noise()
         self.policy = build_policy(
-            config, sampler=self.sampler, verifier=self.verifier, eos_id=model.config.eos_id, mask_id=self.mask_id
-        )
+            config, sampler=self.sampler, verifier=self.verifier, filter_=filter_, eos_id=model.config.eos_id,
+            mask_id=self.mask_id,
+        )  # fmt: skip
+        min_confidence = jnp.float32(config.eot.min_confidence)
+        self.stop = EndOfText(min_confidence, model.config.eos_id) if config.decode.stop == "eot" else None
         self.length_multiple = 32 if model.mesh.devices.flat[0].platform == "cpu" else 64
 
     def check(self, prompt: Sequence[int]) -> None:
@@ -117,11 +125,14 @@ class Decoder:
     def engine(self, longest: int) -> Engine:
         """The program's argument for a batch whose longest prompt has this many tokens."""
         geometry = Geometry(self._prompt_length(longest), self.config.decode.gen_length, self.block_length)
-        slack = self.cache.columns(geometry) - geometry.length
+        geometry = dataclasses.replace(geometry, slack=self.cache.columns(geometry) - geometry.length)
+        # With a cache rows end in the block that they decode, which is then their last: no full forward follows.
+        shrinks = self.stop and self.config.decode.cache == "none"
+        canvases = shorter_canvases(geometry, multiple=self.length_multiple) if shrinks else (geometry,)
         return Engine(
             graphdef=self.model.graphdef, params=self.model.params, policy=self.policy, sampler=self.sampler,
-            noise=self.noise, block_limit=self.block_limit, canvases=(dataclasses.replace(geometry, slack=slack),),
-            cache=self.cache, mask_id=self.mask_id,
+            noise=self.noise, stop=self.stop, block_limit=self.block_limit, canvases=canvases, cache=self.cache,
+            mask_id=self.mask_id,
         )  # fmt: skip
 
     def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], geometry: Geometry) -> DecodeState:
@@ -159,8 +170,8 @@ class Decoder:
         return DecodeResult(
             tokens_BG=tokens_BG,
             nfe_B=host(final.nfe_B),
-            commit_step_BG=host(final.commit_step_BL)[:, generated],
-            confidence_BG=host(final.confidence_BL)[:, generated],
+            commit_step_BG=np.where(is_behind_BG, 0, host(final.commit_step_BL)[:, generated]),
+            confidence_BG=np.where(is_behind_BG, 0, host(final.confidence_BL)[:, generated]),
             end_B=end_B,
             num_tokens_B=num_tokens_B,
             finish_reason=reasons,
@@ -175,7 +186,8 @@ def build_cache(config: Config, *, logit_shift: int) -> CacheStrategy:
     """The cache strategy that `decode.cache` names, for a model whose logits are made `logit_shift` columns earlier."""
     decode, apd = config.decode, config.apd
     if decode.policy != "apd":
-        return BlockCache(BLOCK_CACHES[decode.cache], lead=logit_shift)
+        keeps_tail = decode.stop == "eot" and decode.cache == "dual"
+        return BlockCache(BLOCK_CACHES[decode.cache], lead=logit_shift, keeps_tail=keeps_tail)
     lookahead = min(apd.max_lookahead or decode.gen_length, decode.gen_length)
     return WindowCache(kv_window=apd.kv_window if decode.cache == "window" else 0, lookahead=lookahead)
 
@@ -197,6 +209,23 @@ def checked_verifier(verifier: Model | None, config: Config, *, model: Model) ->
     if verifier.mesh != model.mesh:
         raise UsageError(f"verifier: expected it on the model's mesh {model.mesh}, got {verifier.mesh}")
     return verifier
+
+
+def check_filter(filter_: Filter | None, config: Config) -> None:
+    """Refuses a filter that is missing or for blocks of another length.
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    if config.decode.policy != "learn2pd":
+        return
+    if filter_ is None:
+        raise UsageError("filter.path: expected the filter that decode.policy learn2pd needs, got none")
+    block_length, _ = block_schedule(config.decode)
+    if filter_.config.block_length != block_length:
+        raise UsageError(
+            f"decode.block_length: expected {filter_.config.block_length}, as the filter has it, got {block_length}"
+        )
 
 
 def finish(tokens_BG: np.ndarray, *, eos_id: int, eot_id: int | None) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.config import DREAM_ORDERS, DecodeSettings
 from dllm_jax.decoding.sampling import nucleus
 from dllm_jax.models.transformer import TransformerConfig
+from dllm_jax.settings import DREAM_ORDERS, DecodeSettings
 
 
 @struct.dataclass

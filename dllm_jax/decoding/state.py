@@ -21,7 +21,8 @@ class DecodeState:
     confidence_BL: Float[Array, "B L"]  # of the committed tokens, when they were committed
     row_B: Int[Array, "B"]  # index of the prompt in the whole job: random draws depend on it, not on the slot
     pad_B: Int[Array, "B"]  # first column of the prompt
-    end_B: Int[Array, "B"]  # one past the row's last column
+    end_B: Int[Array, "B"]  # one past the row's last column; may fall
+    cached_end_B: Int[Array, "B"]  # what it was in the last full forward, which made the cache
     block_B: Int[Array, "B"]  # block being decoded
     block_nfe_B: Int[Array, "B"]  # forwards spent on that block
     nfe_B: Int[Array, "B"]  # forwards spent on the row
@@ -36,10 +37,11 @@ class DecodeState:
     ) -> "DecodeState":
         """The state before the first forward; rows that only fill up the batch are not live."""
         zero_B = jnp.zeros_like(pad_B)
+        end_B = zero_B + geometry.length
         return cls(
             tokens_BL=tokens_BL, commit_step_BL=jnp.zeros_like(tokens_BL),
-            confidence_BL=jnp.zeros(tokens_BL.shape, jnp.float32), row_B=row_B, pad_B=pad_B,
-            end_B=zero_B + geometry.length, block_B=zero_B, block_nfe_B=zero_B, nfe_B=zero_B, live_B=live_B,
+            confidence_BL=jnp.zeros(tokens_BL.shape, jnp.float32), row_B=row_B, pad_B=pad_B, end_B=end_B,
+            cached_end_B=end_B, block_B=zero_B, block_nfe_B=zero_B, nfe_B=zero_B, live_B=live_B,
             iterations=jnp.int32(0), columns=jnp.int32(0),
         )  # fmt: skip
 

@@ -17,7 +17,13 @@ class LayerCache:
 Cache = list[LayerCache]
 
 
-def write(cache: LayerCache, new: LayerCache, start: Int[Array, ""] | Int[Array, "B"] | None) -> LayerCache:
+def write(
+    cache: LayerCache,
+    new: LayerCache,
+    start: Int[Array, ""] | Int[Array, "B"] | None,
+    *,
+    kept_BT: Bool[Array, "B T"] | None = None,
+) -> LayerCache:
     """Replaces the columns [start, start + T) of a cache by T new ones.
 
     Args:
@@ -25,11 +31,15 @@ def write(cache: LayerCache, new: LayerCache, start: Int[Array, ""] | Int[Array,
         new: T <= S columns.
         start: first column: one for all rows (a plain update in place) or one per row. The caller keeps
             start + T <= S; beyond that the write would move left silently.
+        kept_BT: True for columns that stay as they are; None: all are replaced. Needs one start for all rows.
     """
     if start is None:
         raise ValueError("a cached forward needs the column at which its keys and values are written")
 
     def put(old: jax.Array, fresh: jax.Array) -> jax.Array:
+        if kept_BT is not None:
+            current = jax.lax.dynamic_slice_in_dim(old, start, fresh.shape[1], axis=1)
+            fresh = jnp.where(kept_BT[:, :, None, None], current, fresh)
         if jnp.ndim(start) == 0:
             return jax.lax.dynamic_update_slice(old, fresh, (0, start, 0, 0))
         return jax.vmap(lambda o, f, s: jax.lax.dynamic_update_slice(o, f, (s, 0, 0)))(old, fresh, start)

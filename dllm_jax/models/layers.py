@@ -118,6 +118,7 @@ class Attention(nnx.Module):
         *,
         cache: LayerCache | None,
         start: Int[Array, ""] | Int[Array, "B"] | None,
+        kept_BT: Bool[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
         """Attends to the tokens themselves, or to a cache in which their keys and values were written at `start`."""
         qkv = jnp.einsum("btd,dkgh->btkgh", x, self.qkv[...])
@@ -127,7 +128,7 @@ class Attention(nnx.Module):
         batch, queries, kv_heads, groups, head_dim = q.shape
         q = rotate(q.reshape(batch, queries, kv_heads * groups, head_dim), positions_BT, theta=self.theta)
         own = LayerCache(k=rotate(k, positions_BT, theta=self.theta), v=v)
-        seen = own if cache is None else write(cache, own, start)
+        seen = own if cache is None else write(cache, own, start, kept_BT=kept_BT)
         heads = attend(q, seen.k, seen.v, mask=mask, kernel=self.kernel).reshape(
             batch, queries, kv_heads, groups, head_dim
         )

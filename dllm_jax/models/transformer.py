@@ -61,9 +61,12 @@ class Block(nnx.Module):
         *,
         cache: LayerCache | None,
         start: Int[Array, ""] | Int[Array, "B"] | None,
+        kept_BT: Bool[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
         """One layer; returns the keys and values that were attended to."""
-        attended, seen = self.attention(self.attention_norm(x), positions_BT, mask, cache=cache, start=start)
+        attended, seen = self.attention(
+            self.attention_norm(x), positions_BT, mask, cache=cache, start=start, kept_BT=kept_BT
+        )
         x = x + attended
         return x + self.mlp(self.mlp_norm(x)), seen
 
@@ -89,6 +92,7 @@ class Transformer(nnx.Module):
         mask: Bool[Array, "B 1 #T S"],
         cache: Cache | None = None,
         start: Int[Array, ""] | Int[Array, "B"] | None = None,
+        kept_BT: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Runs the network.
 
@@ -98,6 +102,7 @@ class Transformer(nnx.Module):
             mask: True where a query may look at a key; S = T without a cache, the cache's columns with one.
             cache: keys and values of every layer; those of the tokens given are written into it first.
             start: with a cache, the column of the first token, for all rows or per row.
+            kept_BT: with a cache, True for columns whose keys and values stay as they are there; None: for none.
 
         Returns:
             Hidden states before the final norm's head projection (already normalised), and the cache attended to.
@@ -105,7 +110,8 @@ class Transformer(nnx.Module):
         x = self.embedding[...][tokens_BT]
         seen: Cache = []
         for index, layer in enumerate(self.layers):
-            x, layer_cache = layer(x, positions_BT, mask, cache=None if cache is None else cache[index], start=start)
+            old = None if cache is None else cache[index]
+            x, layer_cache = layer(x, positions_BT, mask, cache=old, start=start, kept_BT=kept_BT)
             seen.append(layer_cache)
         return self.final_norm(x), seen
 

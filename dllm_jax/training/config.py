@@ -2,20 +2,17 @@
 
 import dataclasses
 
-from dllm_jax.config import (
+from dllm_jax.config import Config, at_least, check_values, validate
+from dllm_jax.errors import UsageError
+from dllm_jax.settings import (
     ApdSettings,
-    Config,
     DecodeSettings,
     MeshSettings,
     ModelSettings,
     ThresholdSettings,
     TokenizerSettings,
-    at_least,
-    check_values,
     setting,
-    validate,
 )
-from dllm_jax.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

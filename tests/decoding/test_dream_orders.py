@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dllm_jax import load_model
-from dllm_jax.config import DREAM_ORDERS, Config, DecodeSettings, validate
+from dllm_jax.config import Config, DecodeSettings, validate
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.base import View
 from dllm_jax.decoding.policies.dream import SCORES, DreamOrder, shares

@@ -24,7 +24,7 @@ class View:
     open_BQ: Bool[Array, "B Q"]  # masked, in the row's block, before its end
     pad_B: Int[Array, "B"]  # first column of the prompt
     end_B: Int[Array, "B"]  # one past the row's last column
-    filled_B: Int[Array, "B"]  # tokens in the whole generation
+    filled_B: Int[Array, "B"]  # tokens in the generation, up to the row's end
     row_B: Int[Array, "B"]
     nfe_B: Int[Array, "B"]  # the row's forwards before this one
     block_nfe_B: Int[Array, "B"]  # of which in this block; 0 = a new block
@@ -38,6 +38,7 @@ class Commit(NamedTuple):
     leave_B: Bool[Array, "B"]  # the row is done with its block, whatever is left in it
     rows: Any  # the policy's own state, leading axis B; the driver freezes it for idle rows, but not what is `InPlace`
     end_B: Int[Array, "B"] | None = None  # where the row ends now, as a canvas column; None: as before
+    accepted_BQ: Bool[Array, "B Q"] | None = None  # slots whose token a learned filter takes for final
 
 
 @struct.dataclass

@@ -1,0 +1,48 @@
+"""Learn2PD (arXiv 2509.25188, section 3.2): a small trained filter says which predicted tokens are final already."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jaxtyping import Array, Float, Int
+
+from dllm_jax.decoding.canvas import Geometry
+from dllm_jax.decoding.policies.base import Commit, View, full
+from dllm_jax.decoding.policies.confidence import scheduled
+from dllm_jax.decoding.prediction import Prediction
+from dllm_jax.decoding.sampling import Noise, top_n
+from dllm_jax.decoding.state import DecodeState
+
+
+@struct.dataclass
+class Learn2pd:
+    """Commits what the filter accepts, sigmoid(f(c)) > tau, and the scheduled number of the most confident positions.
+
+    At least one of those, whatever the schedule says: the block goes on until it is full.
+    """
+
+    params: nnx.State  # of the filter
+    threshold: Float[Array, ""]
+    steps_per_block: Int[Array, ""]
+    graphdef: Any = struct.field(pytree_node=False)  # of the filter
+
+    def init(self, state: DecodeState, geometry: Geometry) -> Int[Array, "B"]:
+        """Masks of the block when the row entered it."""
+        return jnp.zeros_like(state.block_B)
+
+    def commit(self, rows: Int[Array, "B"], prediction: Prediction, view: View, noise: Noise) -> Commit:
+        """What is accepted, and the best n open slots."""
+        masks_B = jnp.where(view.block_nfe_B == 0, view.open_BQ.sum(axis=-1), rows)
+        n_B = jnp.maximum(scheduled(masks_B, view.block_nfe_B, self.steps_per_block), 1)
+        accepted_BQ = view.open_BQ & (jax.nn.sigmoid(self.logits(prediction, view)) > self.threshold)
+        mask_BQ = accepted_BQ | top_n(prediction.confidence_BQ, view.open_BQ, n_B)
+        return Commit(
+            mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ), masks_B, accepted_BQ=accepted_BQ
+        )  # fmt: skip
+
+    def logits(self, prediction: Prediction, view: View) -> Float[Array, "B Q"]:
+        """The filter on the confidences of the whole block, committed positions too; 0 behind the row's end."""
+        column_BQ = view.start_B[:, None] + jnp.arange(view.open_BQ.shape[1])[None, :]
+        confidence_BQ = jnp.where(column_BQ < view.end_B[:, None], prediction.confidence_BQ, 0.0)
+        return nnx.merge(self.graphdef, self.params)(confidence_BQ)

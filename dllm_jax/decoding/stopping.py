@@ -1,0 +1,39 @@
+"""When a row ends before its last block: at the end of its text (EoTP, Learn2PD, arXiv 2509.25188, section 3.3)."""
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from dllm_jax.decoding.prediction import Prediction
+
+
+@struct.dataclass
+class EndOfText:
+    """Cuts a row behind a predicted EoS, which need not have been written.
+
+    Without a cache EoS is looked for in the whole generation, else in the current block, as released.
+    """
+
+    min_confidence: Float[Array, ""]  # 0 as released
+    eos_id: int = struct.field(pytree_node=False)
+
+    def end(
+        self, end_B: Int[Array, "B"], *, prediction: Prediction, open_BS: Bool[Array, "B S"],
+        accepted_BS: Bool[Array, "B S"], column_BS: Int[Array, "B S"],
+    ) -> Int[Array, "B"]:  # fmt: skip
+        """Behind the first EoS that a filter accepted, else behind the most confident one, else as before.
+
+        Args:
+            end_B: one past the last column of every row.
+            prediction: for S positions.
+            open_BS: positions before the end that were masked when they were predicted.
+            accepted_BS: positions whose token a filter accepts.
+            column_BS: canvas column of every position.
+        """
+        confidence_BS = prediction.confidence_BQ
+        ends_BS = open_BS & (prediction.token_BQ == self.eos_id) & (confidence_BS >= self.min_confidence)
+        first_B = jnp.min(jnp.where(ends_BS & accepted_BS, column_BS, end_B[:, None]), axis=1)
+        surest_B = jnp.argmax(jnp.where(ends_BS, confidence_BS, -jnp.inf), axis=1)
+        surest_B = jnp.take_along_axis(column_BS, surest_B[:, None], axis=1)[:, 0]
+        last_B = jnp.where(first_B < end_B, first_B, jnp.where(ends_BS.any(axis=1), surest_B, end_B - 1))
+        return jnp.minimum(last_B + 1, end_B)
