@@ -19,6 +19,7 @@ TOKENIZER = (
 COMPANIONS = (*TOKENIZER, "generation_config.json", "*.py")
 SIZES = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "vocab_size", "max_length")
 NAMES_IN_ERRORS = 8
+MARKS = ("config.json", "filter.safetensors")  # one of them is in every folder that we write
 
 
 def abbreviate(names: list[str]) -> str:
@@ -98,8 +99,10 @@ def check_new_folder(target: Path, *, overwrite: bool, field: str = "--target", 
     """
     if target.exists() and not overwrite:
         raise UsageError(f"{field}: expected a folder that does not exist, or {switch}, got {target}")
-    if target.exists() and not (target / "config.json").is_file():
-        raise UsageError(f"{field}: expected a checkpoint folder to overwrite, got {target} without a config.json")
+    if target.exists() and not any((target / name).is_file() for name in MARKS):
+        raise UsageError(
+            f"{field}: expected a checkpoint folder to overwrite, got {target} without {' or '.join(MARKS)}"
+        )
 
 
 @contextlib.contextmanager

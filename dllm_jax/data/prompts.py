@@ -128,6 +128,8 @@ def _record(line: bytes) -> dict[str, Any]:
 
 def _prompt(record: dict[str, Any], *, index: int, line: int) -> Prompt:
     """A prompt from the fields of a line, checked."""
+    if "question" in record and not any(kind in record for kind in _KINDS):
+        record = record | {"prompt": record["question"]}  # as in GSM8K's files
     given = [kind for kind in _KINDS if kind in record]
     if len(given) != 1:
         raise UsageError(f"expected exactly one of {', '.join(_KINDS)}, got {' and '.join(given) or 'none'}")

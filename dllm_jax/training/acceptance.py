@@ -1,23 +1,19 @@
 """What a verifier is worth: how well it predicts held-out answers, and how many tokens per forward it buys."""
 
-import itertools
 import math
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from dllm_jax.config import Config
 from dllm_jax.data.packing import held_out_batches
-from dllm_jax.data.prompts import Prompt
 from dllm_jax.data.samples import Sample
 from dllm_jax.decoding.generate import Decoder, decode_all
 from dllm_jax.decoding.text import TextCodec
 from dllm_jax.errors import UsageError
-from dllm_jax.evals.scorers import SCORERS, scorer_for
 from dllm_jax.models.model import Model
+from dllm_jax.training.held_out import HeldOutPrompts
 from dllm_jax.training.trainer import Trainer, TrainState
 
 
@@ -42,11 +38,11 @@ class HeldOut:
         eot_id: int | None, length: int,
     ) -> None:  # fmt: skip
         self.trainer, self.samples, self.model, self.config = trainer, samples, model, config
-        self.codec, self.eot_id, self.length = codec, eot_id, length
-        self.scorers = [_scorer(sample.prompt) for sample in samples]
-        self.prompts = [s.example.tokens[: s.example.prompt_length].tolist() for s in samples]
+        self.eot_id, self.length = eot_id, length
+        tokens = [sample.example.tokens[: sample.example.prompt_length].tolist() for sample in samples]
+        self.prompts = HeldOutPrompts([sample.prompt for sample in samples], tokens, codec=codec)
         limit = model.config.max_length - config.decode.gen_length
-        longest = max(map(len, self.prompts))
+        longest = max(map(len, tokens))
         if longest > limit:
             raise UsageError(f"data.eval_path: expected prompts of at most {limit} tokens (to decode), got {longest}")
 
@@ -65,23 +61,7 @@ class HeldOut:
         return {"loss": loss / tokens, "token_accuracy": correct / tokens}
 
     def _decode(self, verifier: Model) -> dict[str, float]:
-        result = decode_all(Decoder(self.model, self.config, verifier=verifier, eot_id=self.eot_id), self.prompts)
-        forwards = int(result.nfe_B.sum())
-        correct = defaultdict(list)
-        for sample, is_right, tokens, length in zip(
-            self.samples, self.scorers, result.tokens_BG, result.num_tokens_B, strict=True
-        ):
-            if is_right:
-                correct[sample.prompt.task].append(is_right(self.codec.decode(tokens[:length])))
-        return {
-            "accepted_per_forward": int(np.count_nonzero(result.commit_step_BG)) / forwards,
-            "tokens_per_forward": int(result.num_tokens_B.sum()) / forwards,
-            **({"accuracy": fmean(itertools.chain(*correct.values()))} if correct else {}),
-            **{f"accuracy_{task}": fmean(answers) for task, answers in correct.items()},
-        }
-
-
-def _scorer(prompt: Prompt) -> Callable[[str], bool] | None:
-    """What tells whether an answer is right, if the task is one we know."""
-    known = prompt.task in SCORERS and prompt.answer is not None
-    return scorer_for(prompt.task, prompt.answer) if known else None
+        decoder = Decoder(self.model, self.config, verifier=verifier, eot_id=self.eot_id)
+        result = decode_all(decoder, self.prompts.tokens)
+        accepted = int(np.count_nonzero(result.commit_step_BG)) / int(result.nfe_B.sum())
+        return {"accepted_per_forward": accepted} | self.prompts.measured(result)

@@ -80,10 +80,10 @@ def validate_train(train: TrainSettings) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOutput:
-    """Where the verifier goes."""
+    """Where the result goes."""
 
-    path: str = setting("out/verifier", "folder of the finished verifier; PATH.training holds checkpoints and metrics")
-    overwrite: bool = setting(False, "replace a finished verifier, and discard an unfinished run with other settings")
+    path: str = setting("out/verifier", "folder of the result; PATH.training holds checkpoints and metrics")
+    overwrite: bool = setting(False, "replace a finished result, and discard an unfinished run with other settings")
 
 
 def _decode_defaults() -> DecodeSettings:

@@ -54,24 +54,37 @@ class Reporter:
         """
         self._recent.append(metrics)
         self._tokens += tokens
-        self._progress.advance(self._bar)
+        self.advance(1)
+
+    def advance(self, steps: int) -> None:
+        """Moves the progress bar."""
+        self._progress.advance(self._bar, steps)
 
     def training(self, step: int, *, learning_rate: float) -> None:
         """Writes the means over the steps since the last call."""
         recent = jax.device_get(self._recent)
         means = {name: float(np.mean([metrics[name] for metrics in recent])) for name in recent[0]}
         rate = self._tokens / (time.perf_counter() - self._since)
-        self._write(step, means | {"learning_rate": learning_rate, "tokens_per_second": rate}, group="train")
+        self.write(step, means | {"learning_rate": learning_rate, "tokens_per_second": rate}, group="train")
 
     def held_out(self, step: int, measured: Mapping[str, float]) -> None:
         """Writes measurements, made right after `training`: their time does not count for its rate."""
-        self._write(step, measured, group="held_out")
+        self.write(step, measured, group="held_out")
 
-    def _write(self, step: int, values: Mapping[str, float], *, group: str) -> None:
-        self._progress.console.print(
-            f"step {step}/{self._steps} {group}: " + ", ".join(f"{name} {_short(x)}" for name, x in values.items()),
-            soft_wrap=True, highlight=False, markup=False,
-        )  # fmt: skip
+    def write(self, step: int, values: Mapping[str, float], *, group: str, aloud: bool = True) -> None:
+        """Writes values of a step.
+
+        Args:
+            step: of the run.
+            values: by name.
+            group: what they have in common; TensorBoard shows a group together.
+            aloud: also as a line on the terminal.
+        """
+        if aloud:
+            told = ", ".join(f"{name} {_short(x)}" for name, x in values.items())
+            self._progress.console.print(
+                f"step {step}/{self._steps} {group}: {told}", soft_wrap=True, highlight=False, markup=False
+            )
         with self._lines.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
         for name, value in values.items():

@@ -1,0 +1,82 @@
+"""Collects what a filter learns from: prompts decoded one token at a time, then again by the oracle that knows how."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.progress
+
+from dllm_jax.decoding import driver
+from dllm_jax.decoding.generate import Decoder
+from dllm_jax.decoding.policies.oracle import Oracle, ReplayLog
+from dllm_jax.decoding.state import DecodeResult
+from dllm_jax.mesh import batch_shardings
+from dllm_jax.progress import for_people
+from dllm_jax.training.records import RecordFolder, Records
+from dllm_jax.training.run import claim
+
+IDENTITY = "settings.json"
+
+
+def collect(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], *, folder: Path, identity: Mapping[str, Any], overwrite: bool
+) -> Records:
+    """The records of all prompts: decoded now, or read where an earlier collection wrote them.
+
+    Args:
+        decoder: of the answers to agree with (the baseline).
+        prompts: token ids.
+        folder: for the records, one file for every batch; an interrupted collection continues with the next.
+        identity: section -> field -> value of everything that decides the records; JSON.
+        overwrite: discard records of another identity.
+
+    Raises:
+        UsageError: there are records of another identity and `overwrite` is off, or they are damaged.
+    """
+    claim(folder, IDENTITY, identity, overwrite=overwrite, field="data.records_path")
+    shards = RecordFolder(folder)
+    batches = decoder.batches([len(prompt) for prompt in prompts])
+    with rich.progress.Progress(**for_people()) as progress:
+        missing = shards.missing(len(batches))
+        bar = progress.add_task("collecting", total=len(batches), completed=len(batches) - len(missing))
+        for shard in missing:
+            rows = batches[shard]
+            batch = [prompts[row] for row in rows]
+            answers = decoder(batch, rows=rows)
+            shards.write(shard, replay(decoder, batch, answers, rows=rows), shards=len(batches))
+            progress.advance(bar)
+    return shards.read(len(batches))
+
+
+def replay(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], answers: DecodeResult, *, rows: Sequence[int]
+) -> Records:
+    """Decodes a batch again by the oracle.
+
+    Args:
+        decoder: with the baseline's settings.
+        prompts: token ids.
+        answers: of the baseline.
+        rows: index of every prompt in the job.
+
+    Returns:
+        One record for every forward of every prompt, prompt by prompt.
+    """
+    engine = decoder.engine(max(map(len, prompts)))
+    state = decoder.start(prompts, rows, engine.geometry)
+    idle = np.zeros((len(state.row_B) - len(prompts), engine.geometry.gen_length), np.int32)
+    answer_BG = jnp.asarray(np.concatenate([answers.tokens_BG, idle]))
+    policy = Oracle(jax.device_put(answer_BG, batch_shardings(answer_BG, decoder.model.mesh)))
+    with decoder.precision():
+        final = driver.decode(dataclasses.replace(engine, policy=policy), state)
+    log = final.log
+    assert isinstance(log, ReplayLog)
+    is_forward_BF = np.arange(log.step_BF.shape[1])[None, :] < np.asarray(final.nfe_B)[:, None]
+    is_forward_BF[len(prompts) :] = False
+    prompt_BF = np.broadcast_to(np.asarray(final.row_B)[:, None], is_forward_BF.shape)
+    arrays = (log.confidence_BFQ, log.correct_BFQ, log.masked_BFQ, prompt_BF, log.block_BF, log.step_BF)
+    return Records(*(np.asarray(array)[is_forward_BF] for array in arrays))
