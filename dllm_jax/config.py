@@ -141,6 +141,8 @@ def validate(config: Config) -> None:
     for name in ("prompt_length", "steps", "repeats"):
         at_least(f"bench.{name}", getattr(config.bench, name), 1)
     batch_sizes(config.bench)
+    if config.bench.eos_logit and not config.model.preset:
+        raise UsageError("bench.eos_logit: expected 0 without model.preset, got a model of its own")
 
 
 def check_values(config: Any) -> None:

@@ -194,3 +194,7 @@ class BenchSettings:
     prompt_length: int = setting(64, "tokens of the prompts; the canvas adds decode.gen_length and some padding")
     steps: int = setting(32, "steps in the loop that a step is timed in")
     repeats: int = setting(5, "measurements of everything, after one for warming up; the median counts")
+    eos_logit: float = setting(
+        0.0,
+        "with model.preset: the logit of EoS at masked positions, about (others: about 0; 0: as random as they are)",
+    )

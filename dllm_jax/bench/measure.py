@@ -83,6 +83,7 @@ class DecodeTiming:
     canvas_tokens: int  # all rows
     nfe_mean: float  # forwards of a row
     iterations: int  # forwards of the batch
+    columns: int  # that those forwards ran, per row
 
 
 def time_steps(decoder: Decoder, prompts: Prompts, *, bench: BenchSettings) -> list[StepTiming]:
@@ -94,7 +95,8 @@ def time_steps(decoder: Decoder, prompts: Prompts, *, bench: BenchSettings) -> l
         bench: repeats and trips of the loop.
     """
     engine, state = _begin(decoder, prompts)
-    engine = dataclasses.replace(engine, policy=Endless(engine.policy), block_limit=None)
+    never = engine.stop and dataclasses.replace(engine.stop, min_confidence=jnp.float32(jnp.inf))
+    engine = dataclasses.replace(engine, policy=Endless(engine.policy), stop=never, block_limit=None)
     return [_time_step(decoder, kind, engine=engine, state=state, bench=bench) for kind in step_kinds(engine)]
 
 
@@ -106,12 +108,12 @@ def _time_step(
     with decoder.precision():
         timing = time_loop(kind.program, (engine, state), trips=bench.steps, repeats=bench.repeats)
     rows = state.tokens_BL.shape[0] // batch_multiple(mesh) * (2 if engine.sampler.guided else 1)
-    cost = forward_cost(
-        config, rows=rows, columns=kind.columns, keys=kind.keys, slots=engine.cache.slots(engine.geometry),
-        itemsize=decoder.model.dtype.itemsize,
-    )  # fmt: skip
+    geometry = engine.geometry
+    slots = geometry.gen_length if engine.looks_everywhere else engine.cache.slots(geometry)
+    itemsize = decoder.model.dtype.itemsize
+    cost = forward_cost(config, rows=rows, columns=kind.columns, keys=kind.keys, slots=slots, itemsize=itemsize)
     return StepTiming(
-        step=kind.name, batch_size=decoder.config.decode.batch_size, canvas_length=engine.geometry.length,
+        step=kind.name, batch_size=decoder.config.decode.batch_size, canvas_length=geometry.length,
         columns=kind.columns, seconds=timing.median, seconds_range=(timing.fastest, timing.slowest),
         compile_seconds=timing.compile_seconds, peak_memory_bytes=peak_memory(timing.compiled),
         cost=cost.split(mesh.shape["tensor"]),
@@ -172,6 +174,7 @@ def time_decode(decoder: Decoder, prompts: Prompts, *, repeats: int) -> DecodeTi
         seconds_range=(min(seconds), max(seconds)), compile_seconds=compile_seconds,
         peak_memory_bytes=peak_memory(compiled), num_tokens=int(result.num_tokens_B.sum()),
         canvas_tokens=result.tokens_BG.size, nfe_mean=float(result.nfe_B.mean()), iterations=result.iterations,
+        columns=result.columns,
     )  # fmt: skip
 
 

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from dllm_jax import jobs
 from dllm_jax.bench.ceilings import Ceilings, measure_ceilings
+from dllm_jax.bench.ending import with_eos_logit
 from dllm_jax.bench.measure import DecodeTiming, StepTiming, memory_source, time_decode, time_steps
+from dllm_jax.checkpoints.filters import Filter, open_filter
 from dllm_jax.config import Config, batch_sizes
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.errors import UsageError
@@ -35,8 +37,10 @@ def measure(config: Config) -> dict[str, Any]:
     sizes = batch_sizes(config.bench)
     mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=math.gcd(*sizes))
     model = jobs.open_model(config, mesh)
-    verifier = jobs.open_verifier(config, mesh)
-    decoders = [_decoder(model, config, size, verifier=verifier) for size in sizes]
+    if config.bench.eos_logit:
+        model = with_eos_logit(model, config.bench.eos_logit, gen_length=config.decode.gen_length)
+    verifier, filter_ = jobs.open_verifier(config, mesh), open_filter(config)
+    decoders = [_decoder(model, config, size, verifier=verifier, filter_=filter_) for size in sizes]
     steps: list[StepTiming] = []
     decodes: list[DecodeTiming] = []
     for size, decoder in zip(sizes, decoders, strict=True):
@@ -55,9 +59,11 @@ def measure(config: Config) -> dict[str, Any]:
     }
 
 
-def _decoder(model: Model, config: Config, batch_size: int, *, verifier: Model | None) -> Decoder:
+def _decoder(
+    model: Model, config: Config, batch_size: int, *, verifier: Model | None, filter_: Filter | None
+) -> Decoder:
     decode = dataclasses.replace(config.decode, batch_size=batch_size)
-    decoder = Decoder(model, dataclasses.replace(config, decode=decode), verifier=verifier)
+    decoder = Decoder(model, dataclasses.replace(config, decode=decode), verifier=verifier, filter_=filter_)
     try:
         decoder.check([0] * config.bench.prompt_length)
     except UsageError as error:
@@ -111,12 +117,14 @@ def step_table(entries: Sequence[Mapping[str, Any]]) -> Table:
 
 def decode_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     """Whole decodes for a reader."""
-    table = _table("batch", "canvas", "tokens/s", "canvas tokens/s", "NFE", "seconds", "compile s", "peak MB")
+    table = _table(
+        "batch", "canvas", "tokens/s", "canvas tokens/s", "NFE", "columns", "seconds", "compile s", "peak MB"
+    )  # fmt: skip
     for entry in entries:
         table.add_row(
             str(entry["batch_size"]), str(entry["canvas_length"]), f"{entry['tokens_per_second']:.1f}",
-            f"{entry['canvas_tokens_per_second']:.1f}", f"{entry['nfe_mean']:.1f}", f"{entry['seconds']:.3f}",
-            f"{entry['compile_seconds']:.1f}", f"{entry['peak_memory_bytes'] / 1e6:.0f}",
+            f"{entry['canvas_tokens_per_second']:.1f}", f"{entry['nfe_mean']:.1f}", str(entry["columns"]),
+            f"{entry['seconds']:.3f}", f"{entry['compile_seconds']:.1f}", f"{entry['peak_memory_bytes'] / 1e6:.0f}",
         )  # fmt: skip
     return table
 

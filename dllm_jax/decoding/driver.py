@@ -72,6 +72,11 @@ class Engine:
         """The diffusion model; costs nothing inside a program."""
         return nnx.merge(self.graphdef, self.params)
 
+    @property
+    def looks_everywhere(self) -> bool:
+        """Whether a forward predicts all positions, for the stop rule; else those of the policy."""
+        return self.stop is not None and not self.cache.widths(self.geometry)
+
     def start(self, state: DecodeState) -> Carry:
         """The carry before the first forward."""
         return Carry(state, self.policy.init(state, self.geometry))
@@ -91,7 +96,7 @@ class Engine:
         slots = self._slots(span)
         if self.block_limit is not None:  # blocks that ran out of forwards may have left masks, which compete again
             slots = self._whole(state, length=length)
-        predicted = self._whole(state, length=length) if self.stop and not self.cache.widths(self.geometry) else slots
+        predicted = self._whole(state, length=length) if self.looks_everywhere else slots
         hidden, cache = self._forward(state, span, width=length, keys=length)
         return self._look(Carry(state, carry.rows), hidden, span, predicted, slots, active_B=state.live_B), cache
 

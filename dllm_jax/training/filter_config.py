@@ -30,17 +30,21 @@ class FilterNetworkSettings:
 class FitSettings:
     """The optimisation (AdamW), every epoch one step on all records."""
 
-    epochs: int = setting(3000, "the most epochs")
+    epochs: int = setting(5000, "the most epochs")
     learning_rate: float = setting(3e-3, "the same in all epochs")
     weight_decay: float = setting(0.01, "of all parameters")
-    patience: int = setting(200, "epochs without a better loss on the validation prompts after which the fit ends")
+    patience: int = setting(500, "epochs without a better loss on the validation prompts after which the fit ends")
     eval_every: int = setting(10, "epochs between two measurements; the best measured parameters are kept")
     checkpoint_every: int = setting(500, "epochs between two checkpoints, from which an interrupted run continues")
     positions: str = setting(
         "all", "positions of a block that the loss counts: also committed ones (as released), or masked ones only",
         choices=POSITIONS,
     )  # fmt: skip
-    seed: int = setting(0, "seed of the first weights and of the division of the prompts")
+    cut_copies: int = setting(
+        1,
+        "further copies of every record, each cut at a random position as the stop rule eot cuts a block (released: 0)",
+    )
+    seed: int = setting(0, "seed of the first weights, the division of the prompts and the cuts")
 
 
 def validate_filter_network(network: FilterNetworkSettings) -> None:
@@ -61,7 +65,7 @@ def validate_fit(fit: FitSettings) -> None:
     """
     for name in ("epochs", "patience", "eval_every", "checkpoint_every"):
         at_least(f"fit.{name}", getattr(fit, name), 1)
-    for name in ("learning_rate", "weight_decay", "seed"):
+    for name in ("learning_rate", "weight_decay", "cut_copies", "seed"):
         at_least(f"fit.{name}", getattr(fit, name), 0)
     if fit.checkpoint_every % fit.eval_every:
         raise UsageError(

@@ -135,7 +135,10 @@ def fit(
     Raises:
         UsageError: there is no position to learn from or to measure on.
     """
-    parts = [examples(records, positions=settings.positions) for records in (training, validation)]
+    parts = [
+        with_cuts(examples(records, positions=settings.positions), copies=settings.cut_copies, seed=settings.seed)
+        for records in (training, validation)
+    ]
     fitter = Fitter(network, settings)
     with contextlib.closing(TrainingCheckpoints(run.checkpoints)) as checkpoints:
         state, history = fitter.init(), list[Measured]()
@@ -172,6 +175,27 @@ def examples(records: Records, *, positions: str) -> Examples:
         raise UsageError(f"fit.positions: expected records with positions to count ({positions}), got none")
     arrays = (records.confidence_RQ, records.correct_RQ, counted_RQ)
     return Examples(*(jnp.asarray(array, jnp.float32) for array in arrays))
+
+
+def with_cuts(examples: Examples, *, copies: int, seed: int) -> Examples:
+    """The examples, and copies of them as a filter sees a block that ends early: zeros from a random position on.
+
+    Without them a filter knows confident tails only, and accepts too much in a block whose tail was cut.
+
+    Args:
+        examples: of whole blocks.
+        copies: of every example, each with a cut of its own; the loss counts nothing behind it.
+        seed: of the cuts.
+    """
+    size, block_length = examples.confidence_RQ.shape
+    cut_CR = np.random.default_rng(seed).integers(1, block_length, (copies, size), endpoint=True)
+    is_left_CRQ = np.arange(block_length)[None, None, :] < cut_CR[:, :, None]
+    parts = [examples]
+    for is_left_RQ in jnp.asarray(is_left_CRQ, jnp.float32):
+        parts.append(
+            Examples(examples.confidence_RQ * is_left_RQ, examples.correct_RQ, examples.weight_RQ * is_left_RQ)
+        )
+    return Examples(*(jnp.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def mean_loss(graphdef: Any, params: nnx.State, examples: Examples) -> Float[Array, ""]:

@@ -1,0 +1,136 @@
+"""The stop rule eot with every policy and cache, on a model that likes to end its texts."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from dllm_jax import load_model
+from dllm_jax.checkpoints.filters import Filter
+from dllm_jax.config import Config, DecodeSettings, DicoSettings, EotSettings, ThresholdSettings
+from dllm_jax.decoding import driver
+from dllm_jax.decoding.generate import Decoder
+from dllm_jax.decoding.prediction import Prediction
+from dllm_jax.decoding.stopping import EndOfText
+from dllm_jax.models.filter import ConfidenceFilter, FilterConfig
+from tests.traces import EOS, GOLDENS, carries
+
+PROMPTS = [np.random.default_rng(seed).integers(0, 290, size=7 + 2 * seed).tolist() for seed in range(5)]
+FIELDS = ("tokens_BG", "commit_step_BG", "nfe_B", "end_B", "num_tokens_B")
+COMBINATIONS = [
+    ("low_confidence", "none"), ("random", "prefix"), ("threshold", "none"), ("threshold", "prefix"),
+    ("factor", "dual"), ("learn2pd", "none"), ("learn2pd", "dual"), ("dico", "none"), ("dico", "prefix"),
+    ("dico", "dual"), ("entropy", "none"),
+]  # fmt: skip
+
+
+def random_filter(block_length: int) -> Filter:
+    config = FilterConfig(block_length)
+    return Filter(config, *nnx.split(ConfidenceFilter(config, rngs=nnx.Rngs(0))))
+
+
+def decoder(
+    policy: str, cache: str, *, stop: str = "eot", min_confidence: float = 0.0,
+    checkpoint: str = "llada-tiny", gen_length: int = 48,
+) -> Decoder:  # fmt: skip
+    decode = DecodeSettings(
+        policy=policy, cache=cache, stop=stop, gen_length=gen_length, block_length=16, batch_size=len(PROMPTS)
+    )
+    config = Config(
+        decode=decode,
+        threshold=ThresholdSettings(0.6),
+        eot=EotSettings(min_confidence),
+        dico=DicoSettings(seed_threshold=0.02, low_threshold=0.1, margin=1.0),
+    )
+    model = load_model(GOLDENS / "checkpoints" / checkpoint)
+    return Decoder(model, config, filter_=random_filter(16))
+
+
+@pytest.mark.parametrize(("policy", "cache"), COMBINATIONS)
+def test_rows_end_on_their_own(policy: str, cache: str) -> None:
+    decode = decoder(policy, cache)
+    batch = decode(PROMPTS)
+    for row, prompt in enumerate(PROMPTS):
+        alone = decode([prompt], rows=[row])  # in the first slot, among idle rows
+        for field in FIELDS:
+            np.testing.assert_array_equal(getattr(batch, field)[row], getattr(alone, field)[0], err_msg=field)
+    assert len(set(batch.end_B.tolist())) > 1
+    is_behind_BG = np.arange(48)[None, :] >= batch.end_B[:, None]
+    assert (batch.tokens_BG[is_behind_BG] == EOS).all()
+    assert not batch.commit_step_BG[is_behind_BG].any()
+    assert not batch.confidence_BG[is_behind_BG].any()
+    assert (batch.nfe_B <= 2 * 48 + 1).all()
+
+
+@pytest.mark.parametrize(("policy", "cache"), [("threshold", "none"), ("dico", "prefix"), ("learn2pd", "dual")])
+def test_the_compiled_loop_is_the_python_loop(policy: str, cache: str) -> None:
+    decode = decoder(policy, cache)
+    engine = decode.engine(max(map(len, PROMPTS)))
+    state = decode.start(PROMPTS, range(len(PROMPTS)), engine.geometry)
+    ours = driver.decode(engine, state)
+    *_, (oracle, _) = carries(engine, state)
+    for name in ("tokens_BL", "commit_step_BL", "nfe_B", "end_B", "iterations"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(oracle, name), err_msg=name)
+
+
+@pytest.mark.parametrize(("policy", "cache"), [("threshold", "none"), ("threshold", "prefix"), ("dico", "dual")])
+def test_a_confidence_nothing_reaches_stops_nothing(policy: str, cache: str) -> None:
+    without, never = decoder(policy, cache, stop="none")(PROMPTS), decoder(policy, cache, min_confidence=1.0)(PROMPTS)
+    assert (without.confidence_BG < 1).all()
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(never, field), getattr(without, field), err_msg=field)
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+def test_ended_tails_are_not_computed(cache: str) -> None:
+    """What is left of the batch runs on fewer columns, and gives the same as on all of them."""
+    decode = decoder("low_confidence", cache, gen_length=96)
+    engine = decode.engine(max(map(len, PROMPTS)))
+    state = decode.start(PROMPTS, range(len(PROMPTS)), engine.geometry)
+    ours, whole = driver.decode(engine, state), engine.geometry.length
+    assert ours.columns < ours.iterations * (whole if cache == "none" else 96)
+    if cache == "none":
+        assert [canvas.gen_length for canvas in engine.canvases] == [96, 64, 32]
+        wide = driver.decode(dataclasses.replace(engine, canvases=(engine.geometry,)), state)
+        assert wide.columns == wide.iterations * whole > ours.columns
+        for name in ("tokens_BL", "commit_step_BL", "nfe_B", "end_B", "iterations"):
+            np.testing.assert_array_equal(getattr(ours, name), getattr(wide, name), err_msg=name)
+
+
+def test_shifted_models_stop_too() -> None:
+    decode = decoder("threshold", "none", checkpoint="dream-tiny")
+    batch = decode(PROMPTS)
+    assert len(set(batch.end_B.tolist())) > 1
+    for row, prompt in enumerate(PROMPTS):
+        np.testing.assert_array_equal(batch.tokens_BG[row], decode([prompt], rows=[row]).tokens_BG[0])
+
+
+def test_where_a_row_is_cut() -> None:
+    """Columns 10 to 15; the row ends at 16."""
+    open_BS = jnp.array([[True, True, True, True, True, False]])
+    columns_BS = jnp.arange(10, 16)[None]
+
+    def end(tokens: list[int], confidence: list[float], accepted: list[int], *, least: float = 0.0) -> int:
+        prediction = Prediction(
+            token_BQ=jnp.array([tokens]), confidence_BQ=jnp.array([confidence]), margin_BQ=jnp.zeros((1, 6)),
+            logits_BQV=jnp.zeros((1, 6, 2)),
+        )  # fmt: skip
+        accepted_BS = jnp.isin(jnp.arange(6), jnp.array(accepted, int))[None]
+        rule = EndOfText(jnp.float32(least), eos_id=0)
+        return int(
+            rule.end(
+                jnp.array([16]), prediction=prediction, open_BS=open_BS, accepted_BS=accepted_BS, column_BS=columns_BS
+            )[0]
+        )
+
+    sure = [0.1, 0.9, 0.3, 0.5, 0.2, 0.99]
+    assert end([7, 7, 7, 7, 7, 0], sure, []) == 16  # the one EoS is not open
+    assert end([7, 7, 0, 0, 0, 7], sure, []) == 14  # the most confident
+    assert end([7, 7, 0, 0, 0, 7], sure, [4]) == 15  # an accepted one goes first
+    assert end([7, 7, 0, 0, 0, 7], sure, [2, 3]) == 13  # and the first of those
+    assert end([7, 7, 0, 0, 0, 7], sure, [0, 1]) == 14  # accepted, but no EoS
+    assert end([7, 7, 0, 0, 0, 7], sure, [2, 4], least=0.4) == 14  # neither is confident enough
+    assert end([7, 7, 7, 7, 0, 7], sure, [], least=0.21) == 16
+    assert end([0, 0, 0, 0, 0, 0], [0.5] * 6, []) == 11  # of equals the first
