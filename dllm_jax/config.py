@@ -142,7 +142,7 @@ def validate(config: Config) -> None:
         at_least(f"bench.{name}", getattr(config.bench, name), 1)
     batch_sizes(config.bench)
     if config.bench.eos_logit and not config.model.preset:
-        raise UsageError("bench.eos_logit: expected 0 without model.preset, got a model of its own")
+        raise UsageError(f"bench.eos_logit: expected 0 without model.preset, got {config.bench.eos_logit}")
 
 
 def check_values(config: Any) -> None:

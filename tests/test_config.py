@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from configs import base, vanilla
-from dllm_jax.config import Config, DecodeSettings, block_schedule, from_config_dict, to_config_dict
+from dllm_jax.config import Config, DecodeSettings, block_schedule, from_config_dict, to_config_dict, validate
 from dllm_jax.errors import UsageError
 
 
@@ -64,11 +64,32 @@ def test_an_int_is_a_fine_float() -> None:
         ("decode.batch_size", 0, "decode.batch_size: expected at least 1, got 0"),
         ("decode.block_length", 36, "decode.block_length: expected a divisor of decode.gen_length 96, got 36"),
         ("decode.steps", 64, "decode.steps: expected a multiple of the number of blocks 3, got 64"),
+        ("decode.stop", "eos", "decode.stop: expected one of none, eot, got 'eos'"),
+        ("learn2pd.threshold", 1.5, "learn2pd.threshold: expected 0 to 1, got 1.5"),
+        ("eot.min_confidence", -0.1, "eot.min_confidence: expected 0 to 1, got -0.1"),
+        ("bench.eos_logit", 5.0, "bench.eos_logit: expected 0 without model.preset, got 5.0"),
     ],
 )
 def test_bad_setting_names_field_expected_and_got(name: str, value: object, expected: str) -> None:
     with pytest.raises(UsageError) as caught:
         with_value(name, value)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("decode", "expected"),
+    [
+        ({"policy": "apd", "cache": "window", "stop": "eot"}, "decode.stop: expected none with decode.policy apd"),
+        ({"stop": "eot", "logits_eos_inf": True}, "decode.logits_eos_inf: expected False with decode.stop eot"),
+        (
+            {"policy": "learn2pd", "cache": "dual", "compat": "reference"},
+            "decode.compat: expected none with decode.policy learn2pd and decode.cache dual, got 'reference'",
+        ),
+    ],
+)
+def test_refused_combinations(decode: dict[str, object], expected: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        validate(Config(decode=DecodeSettings(**decode)))
     assert expected in str(caught.value)
 
 

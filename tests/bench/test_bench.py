@@ -27,7 +27,7 @@ STEP = {
 }  # fmt: skip
 DECODE = {
     "batch_size", "canvas_length", "seconds", "seconds_range", "compile_seconds", "peak_memory_bytes", "num_tokens",
-    "canvas_tokens", "nfe_mean", "iterations", "tokens_per_second", "canvas_tokens_per_second",
+    "canvas_tokens", "nfe_mean", "iterations", "columns", "tokens_per_second", "canvas_tokens_per_second",
 }  # fmt: skip
 CEILINGS = {"read_bytes_per_second", "copy_bytes_per_second", "matmul_flops_per_second"}
 
@@ -68,6 +68,18 @@ def test_every_kind_of_step_and_the_decode(tmp_path: Path, capsys: pytest.Captur
     assert results["device"]["platform"] == "cpu"
     assert {"jax", "python"} <= set(results["versions"])
     assert "memory_analysis" in results["peak_memory_source"]
+
+
+def test_a_stop_rule_saves_columns_not_only_forwards(tmp_path: Path) -> None:
+    runs = {}
+    for stop in ("none", "eot"):
+        path = tmp_path / f"{stop}.json"
+        assert bench(decode__gen_length=128, decode__stop=stop, bench__eos_logit=8.0, output__path=path) == 0
+        (runs[stop],) = json.loads(path.read_text())["decodes"]
+    assert runs["none"]["nfe_mean"] == 128
+    assert runs["none"]["columns"] == 128 * runs["none"]["canvas_length"]
+    assert runs["eot"]["num_tokens"] < 2 * 128
+    assert runs["eot"]["columns"] < runs["eot"]["iterations"] * runs["eot"]["canvas_length"]
 
 
 @pytest.mark.parametrize(
