@@ -49,6 +49,7 @@ class JobResult:
     rows: list[Row]  # in input order
     timed_rows: list[Row]  # those decoded in this run, to which the next two belong
     iterations: int
+    columns: int  # see `DecodeResult`
     timing: Timing
 
 
@@ -91,7 +92,7 @@ def decode(job: Job) -> JobResult:
     """Decodes the prompts that are not done yet; finished batches go to the partial file at once."""
     pending = [place for place, prompt in enumerate(job.prompts) if prompt.index not in job.done]
     fresh: dict[int, Row] = {}
-    iterations, timing = 0, Timing(0.0, 0.0, 0, 0)
+    iterations, columns, timing = 0, 0, Timing(0.0, 0.0, 0, 0)
     with rich.progress.Progress(**for_people()) as progress:
         bar = progress.add_task("decoding", total=len(job.prompts), completed=len(job.prompts) - len(pending))
         for batch in job.decoder.batches([len(job.tokens[place]) for place in pending]):
@@ -105,10 +106,11 @@ def decode(job: Job) -> JobResult:
             if job.file:
                 job.file.append(rows)
             fresh |= rows
-            iterations, timing = iterations + result.iterations, timing + result.timing
+            iterations, columns = iterations + result.iterations, columns + result.columns
+            timing += result.timing
             progress.advance(bar, len(batch))
     rows = job.done | fresh
-    return JobResult([rows[prompt.index] for prompt in job.prompts], list(fresh.values()), iterations, timing)
+    return JobResult([rows[prompt.index] for prompt in job.prompts], list(fresh.values()), iterations, columns, timing)
 
 
 def finish(job: Job, result: JobResult, scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +122,7 @@ def finish(job: Job, result: JobResult, scores: Mapping[str, Any]) -> dict[str, 
         scores: further metrics, in front of the common ones.
 
     Returns:
-        All metrics. Seconds, iterations and rates cover the `timed_samples` decoded in this run.
+        All metrics. Seconds, iterations, columns and rates cover the `timed_samples` decoded in this run.
     """
     metrics = dict(scores) | _counts(job, result) | environment(config=job.config, model=job.decoder.model)
     if job.file:
@@ -269,6 +271,7 @@ def _counts(job: Job, result: JobResult) -> dict[str, Any]:
         **({"forwards_by_phase": by_phase} if by_phase else {}),
         "timed_samples": len(result.timed_rows),
         "iterations": result.iterations,
+        "columns": result.columns,
         **dataclasses.asdict(result.timing),
     }
 
