@@ -172,12 +172,16 @@ def _validate_decode(decode: DecodeSettings) -> None:
         raise UsageError(f"decode.top_p: expected above 0 and at most 1, got {decode.top_p}")
     if not 0 < decode.eps < 1:
         raise UsageError(f"decode.eps: expected above 0 and below 1, got {decode.eps}")
-    if decode.policy in ("learn2pd", "dico") and decode.compat == "reference" and decode.cache == "dual":
-        raise UsageError(
-            f"decode.compat: expected none with decode.policy {decode.policy} and decode.cache dual, got 'reference'"
-        )
-    if decode.stop == "eot" and decode.logits_eos_inf:
-        raise UsageError("decode.logits_eos_inf: expected False with decode.stop eot, got True")
+    if decode.compat == "reference" and decode.cache == "dual":  # a bug of Fast-dLLM's loop, which others do not have
+        for name, names in (("policy", ("learn2pd", "dico")), ("stop", ("eot",))):
+            if (value := getattr(decode, name)) in names:
+                raise UsageError(
+                    f"decode.compat: expected none with decode.{name} {value} and decode.cache dual, got 'reference'"
+                )
+    if decode.stop == "eot":
+        for name in ("logits_eos_inf", "confidence_eos_eot_inf"):
+            if getattr(decode, name):
+                raise UsageError(f"decode.{name}: expected False with decode.stop eot, got True")
     if decode.confidence_eos_eot_inf and decode.policy in DREAM_ORDERS:
         raise UsageError(f"decode.confidence_eos_eot_inf: expected False with decode.policy {decode.policy}, got True")
     caches = ("none", "window") if decode.policy == "apd" else ("none", "prefix", "dual")

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 import dllm_jax
 from dllm_jax.checkpoints.filters import open_filter
 from dllm_jax.checkpoints.load import dtype_on, load_model, resolve, tuned
-from dllm_jax.config import Config, TokenizerSettings, wants_verifier
+from dllm_jax.config import Config, wants_verifier
 from dllm_jax.data.outputs import ResultFile, Row
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
 from dllm_jax.decoding import text
@@ -27,6 +27,7 @@ from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import Model, random_model
 from dllm_jax.models.registry import PRESETS
 from dllm_jax.progress import for_people
+from dllm_jax.settings import TokenizerSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dllm_jax.config import DicoSettings
+from dllm_jax.settings import DicoSettings
 
 Clusters = list[tuple[int, int]]  # first and last position, sorted
 

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from configs import base, vanilla
-from dllm_jax.config import Config, DecodeSettings, block_schedule, from_config_dict, to_config_dict, validate
+from dllm_jax.config import Config, block_schedule, from_config_dict, to_config_dict, validate
 from dllm_jax.errors import UsageError
+from dllm_jax.settings import DecodeSettings
 
 
 def with_value(name: str, value: object) -> Config:
@@ -81,6 +82,11 @@ def test_bad_setting_names_field_expected_and_got(name: str, value: object, expe
     [
         ({"policy": "apd", "cache": "window", "stop": "eot"}, "decode.stop: expected none with decode.policy apd"),
         ({"stop": "eot", "logits_eos_inf": True}, "decode.logits_eos_inf: expected False with decode.stop eot"),
+        (
+            {"stop": "eot", "confidence_eos_eot_inf": True},
+            "decode.confidence_eos_eot_inf: expected False with decode.s",
+        ),
+        ({"stop": "eot", "cache": "dual", "compat": "reference"}, "decode.compat: expected none with decode.stop eot"),
         (
             {"policy": "learn2pd", "cache": "dual", "compat": "reference"},
             "decode.compat: expected none with decode.policy learn2pd and decode.cache dual, got 'reference'",

@@ -15,11 +15,11 @@ import pytest
 from decode.run import main
 from dllm_jax import cli, jobs
 from dllm_jax.checkpoints.load import ASSETS
-from dllm_jax.config import TokenizerSettings
 from dllm_jax.data.prompts import Prompt
 from dllm_jax.decoding import text
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeResult
+from dllm_jax.settings import TokenizerSettings
 
 ROOT = Path(__file__).parents[1]
 TINY = ASSETS / "llada-tiny"

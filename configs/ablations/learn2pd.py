@@ -11,6 +11,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "threshold0.85": {"decode.policy": "threshold", "decode.stop": "none", "threshold.value": 0.85},
     "threshold0.9": {"decode.policy": "threshold", "decode.stop": "none", "threshold.value": 0.9},
     "threshold0.95": {"decode.policy": "threshold", "decode.stop": "none", "threshold.value": 0.95},
+    "threshold0.9_eot": {"decode.policy": "threshold", "threshold.value": 0.9},
     "factor1": {"decode.policy": "factor", "decode.stop": "none"},
     "learn2pd": {"decode.stop": "none"},
     "learn2pd_eot": {},

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dllm_jax.errors import UsageError
 from dllm_jax.models.model import Model
 
 
@@ -19,9 +20,13 @@ def with_eos_logit(model: Model, logit: float, *, gen_length: int) -> Model:
         model: with random weights and a head of its own.
         logit: the others are spread around 0.
         gen_length: masks in that canvas.
+
+    Raises:
+        UsageError: the model predicts no masks.
     """
     mask_id, eos_id = model.config.mask_id, model.config.eos_id
-    assert mask_id is not None  # a diffusion model's
+    if mask_id is None:
+        raise UsageError(f"model.preset: expected a masked diffusion model, got the {model.config.family} model")
 
     @jax.jit
     def changed(params: nnx.State) -> nnx.State:

@@ -13,7 +13,6 @@ from jaxtyping import Array, Int
 
 from dllm_jax.bench.cost import Cost, forward_cost
 from dllm_jax.bench.loops import time_loop
-from dllm_jax.config import BenchSettings
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.driver import Carry, Engine
@@ -23,7 +22,8 @@ from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.mesh import batch_multiple
-from dllm_jax.models.cache import Cache
+from dllm_jax.models.cache import Cache, widened
+from dllm_jax.settings import BenchSettings
 
 Prompts = Sequence[Sequence[int]]
 
@@ -144,7 +144,7 @@ def cached_steps(width: int) -> Callable[[Engine, DecodeState, Int[Array, ""]], 
     def program(engine: Engine, state: DecodeState, count: Int[Array, ""]) -> DecodeState:
         geometry = engine.geometry
         carry, cache = engine.full_step(engine.start(state), length=geometry.length)
-        cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, geometry.slack), (0, 0), (0, 0))), cache)
+        cache = widened(cache, columns=geometry.columns)
 
         def body(_: Int[Array, ""], loop: tuple[Carry, Cache]) -> tuple[Carry, Cache]:
             return engine.cached_step(*loop, width=width)

@@ -73,7 +73,11 @@ def from_arrays(arrays: Mapping[str, Any], *, source: str = "filter_params") -> 
     Raises:
         UsageError: names or shapes do not make a filter.
     """
-    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating) or not np.isfinite(array.astype(np.float32)).all():
+            raise UsageError(f"{source}: expected {name} to hold finite floating-point numbers, got {array.dtype}")
+    shapes = {name: array.shape for name, array in arrays.items()}
     config = _config(shapes, source=source)
     wanted: dict[str, tuple[int, ...]] = {}
     for number, (inputs, outputs) in enumerate(config.layer_sizes, 1):
@@ -82,9 +86,9 @@ def from_arrays(arrays: Mapping[str, Any], *, source: str = "filter_params") -> 
         raise UsageError(f"{source}: expected the arrays of a filter {_listed(wanted)}, got {_listed(shapes)}")
     module = ConfidenceFilter(config, rngs=nnx.Rngs(0))
     for number, layer in enumerate(module.layers, 1):
-        layer.kernel[...] = jnp.asarray(np.asarray(arrays[f"linear{number}.weight"]).T, jnp.float32)
+        layer.kernel[...] = jnp.asarray(arrays[f"linear{number}.weight"].T, jnp.float32)
         assert layer.bias is not None
-        layer.bias[...] = jnp.asarray(np.asarray(arrays[f"linear{number}.bias"]), jnp.float32)
+        layer.bias[...] = jnp.asarray(arrays[f"linear{number}.bias"], jnp.float32)
     return Filter(config, *nnx.split(module))
 
 
@@ -115,7 +119,7 @@ def _read(place: Path) -> dict[str, Any]:
         place = place / SAFETENSORS
     try:
         return load_file(place)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, LookupError, AttributeError) as error:  # the last two: a dtype that NumPy lacks
         raise UsageError(f"filter.path: expected a complete safetensors file, got {place}: {error}") from None
 
 
@@ -133,7 +137,7 @@ def _config(shapes: Mapping[str, tuple[int, ...]], *, source: str) -> FilterConf
     """The filter that arrays of these shapes may be."""
     layers = [int(match[1]) for name in shapes if (match := _NAME.fullmatch(name))]
     first = shapes.get("linear1.weight", ())
-    if len(first) != 2:
+    if len(first) != 2 or not all(first):
         raise UsageError(f"{source}: expected linear1.weight with two axes, got {_listed(shapes)}")
     width, block_length = first
     return FilterConfig(block_length, num_layers=max(layers), width=width if max(layers) > 1 else FilterConfig.width)

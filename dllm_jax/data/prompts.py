@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dllm_jax.config import InputSettings
 from dllm_jax.errors import UsageError
+from dllm_jax.settings import InputSettings
 
 BUILT_IN = Path(__file__).parents[1] / "assets" / "prompts.jsonl"
 _KINDS = ("prompt", "messages", "prompt_ids")

@@ -8,12 +8,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from dllm_jax.config import InputSettings
 from dllm_jax.data import prompts, tasks
 from dllm_jax.data.packing import Example
 from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.decoding.text import TextCodec
 from dllm_jax.errors import UsageError
+from dllm_jax.settings import InputSettings
 
 T = TypeVar("T")
 BUILT_IN = "built-in tasks"

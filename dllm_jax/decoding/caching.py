@@ -17,7 +17,7 @@ from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.state import DecodeState
 
 MAX_WIDTHS = 4  # of a prefix step, and
-MAX_LENGTHS = 4  # of a canvas: every one is one more model to compile
+MAX_LENGTHS = 4  # of a canvas, the whole one included: every one is one more model to compile
 
 
 class Span(NamedTuple):
@@ -164,7 +164,7 @@ def shorter_canvases(geometry: Geometry, *, multiple: int) -> tuple[Geometry, ..
 
     Args:
         geometry: the canvas.
-        multiple: they are shorter by multiples of this; a whole number of blocks if there is a cache.
+        multiple: they are shorter by multiples of this.
     """
     quarters = [-(-geometry.gen_length * i // MAX_LENGTHS) for i in range(MAX_LENGTHS, 0, -1)]
     lengths = [geometry.gen_length - (geometry.gen_length - length) // multiple * multiple for length in quarters]

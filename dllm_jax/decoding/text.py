@@ -8,9 +8,9 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2TokenizerFast
 
-from dllm_jax.config import TokenizerSettings
 from dllm_jax.data.prompts import Prompt
 from dllm_jax.errors import UsageError
+from dllm_jax.settings import TokenizerSettings
 
 END_OF_TURN = "<|eot_id|>"
 

@@ -17,9 +17,6 @@ from dllm_jax.decoding.state import DecodeResult
 from dllm_jax.mesh import batch_shardings
 from dllm_jax.progress import for_people
 from dllm_jax.training.records import RecordFolder, Records
-from dllm_jax.training.run import claim
-
-IDENTITY = "settings.json"
 
 
 def collect(
@@ -37,8 +34,7 @@ def collect(
     Raises:
         UsageError: there are records of another identity and `overwrite` is off, or they are damaged.
     """
-    claim(folder, IDENTITY, identity, overwrite=overwrite, field="data.records_path")
-    shards = RecordFolder(folder)
+    shards = RecordFolder(folder, identity, overwrite=overwrite)
     batches = decoder.batches([len(prompt) for prompt in prompts])
     with rich.progress.Progress(**for_people()) as progress:
         missing = shards.missing(len(batches))

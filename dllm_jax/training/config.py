@@ -112,6 +112,10 @@ class VerifierTraining:
             UsageError: naming the field, what was expected and what came.
         """
         check_values(self)
+        if self.decode.policy == "learn2pd":
+            raise UsageError(
+                "decode.policy: expected one without a filter, for the model's own answers, got 'learn2pd'"
+            )
         validate(self.distillation())
         validate(self.acceptance())
         validate_train(self.train)

@@ -8,11 +8,12 @@ from typing import Any
 
 from dllm_jax import jobs
 from dllm_jax.checkpoints.files import read_json
-from dllm_jax.config import Config, InputSettings, OutputSettings
+from dllm_jax.config import Config
 from dllm_jax.data import tasks
 from dllm_jax.data.outputs import Row, difference, replace_file
 from dllm_jax.data.prompts import Prompt
 from dllm_jax.errors import UsageError
+from dllm_jax.settings import InputSettings, OutputSettings
 
 SECTIONS = ("model", "tokenizer", "decode", "threshold")  # of the settings: what decides an answer
 

@@ -57,17 +57,17 @@ def train(config: FilterTraining) -> dict[str, Any]:
     start = time.perf_counter()
     run = RunFolder(config.output)
     decoder, codec = open_decoder(config)
-    questions = read(config, decoder, codec)
-    split_prompts(range(len(questions.tokens)), seed=config.fit.seed)  # too few of them are told now
-    reported = _reported(config, questions, decoder, codec)
+    separate = read_separate(config, decoder, codec)
+    questions = read(config, decoder, codec, reserved=separate)
+    _, _, test = split_prompts(range(len(questions.tokens)), seed=config.fit.seed)
+    reported = separate or questions.part(samples.spread(test.tolist(), config.data.eval_prompts))
+    held_out = HeldOutPrompts(reported.prompts, reported.tokens, codec=codec)
     run.open(_identity(config, decoder, questions))
     seconds = {"prepare": time.perf_counter() - start}
 
     folder = Path(config.data.records_path).resolve() if config.data.records_path else run.folder / "records"
     identity = _records_identity(config, decoder, questions)
-    records = collect(
-        decoder, questions.tokens, folder=folder, identity=identity, overwrite=config.output.overwrite
-    )  # fmt: skip
+    records = collect(decoder, questions.tokens, folder=folder, identity=identity, overwrite=config.output.overwrite)
     seconds["collect"] = time.perf_counter() - start - sum(seconds.values())
     parts = split(records, seed=config.fit.seed)
     network = FilterConfig(records.block_length, **dataclasses.asdict(config.network))
@@ -76,15 +76,15 @@ def train(config: FilterTraining) -> dict[str, Any]:
         measured = quality(fitted.filter, parts.test, positions=config.fit.positions)
     seconds["fit"] = time.perf_counter() - start - sum(seconds.values())
     comparison = []
-    if reported:
+    if held_out.prompts:
         comparison = compare(
-            decoder.model, fitted.filter, HeldOutPrompts(reported.prompts, reported.tokens, codec=codec),
-            config=config.decoding(), report=config.report, eot_id=decoder.eot_id,
+            decoder.model, fitted.filter, held_out, config=config.decoding(), report=config.report,
+            eot_id=decoder.eot_id,
         )  # fmt: skip
     seconds["report"] = time.perf_counter() - start - sum(seconds.values())
     metrics = {
         "comparison": comparison,
-        "comparison_prompts": len(reported.prompts) if reported else 0,
+        "comparison_prompts": len(held_out.prompts),
         "test": measured,
         "records": records.size,
         "training_records": parts.training.size,
@@ -122,36 +122,39 @@ def open_decoder(config: FilterTraining) -> tuple[Decoder, text.TextCodec]:
     return Decoder(model, decoding, eot_id=eot_id), codec
 
 
-def read(config: FilterTraining, decoder: Decoder, codec: text.TextCodec) -> Questions:
-    """The prompts to collect records of.
+def read(config: FilterTraining, decoder: Decoder, codec: text.TextCodec, *, reserved: Questions | None) -> Questions:
+    """The prompts to collect records of, each once and none of the reserved ones.
 
     Raises:
         UsageError: the file cannot be read, or a line is bad and data.on_error is fail.
     """
     data = config.data
-    if not data.path:
-        return _encoded(samples.built_in(data.prompts, seed=config.fit.seed), BadLines("", "fail"), decoder, codec)
-    bad = BadLines(data.path, data.on_error)
-    prompts = samples.read(data.path, bad, field="data.path", answers=True)
+    bad = BadLines(data.path or samples.BUILT_IN, data.on_error)
+    if data.path:
+        prompts = samples.read(data.path, bad, field="data.path", answers=True)
+    else:
+        prompts = samples.built_in(data.prompts, seed=config.fit.seed)
     questions = _encoded(prompts, bad, decoder, codec)
     bad.report(good=len(questions.prompts))
-    return questions.part(samples.spread(range(len(questions.prompts)), data.prompts))
+    taken = set(map(tuple, reserved.tokens)) if reserved else set()
+    last_of = {tuple(tokens): i for i, tokens in enumerate(questions.tokens)}
+    kept = [i for tokens, i in last_of.items() if tokens not in taken]
+    return questions.part(samples.spread(kept, data.prompts))
 
 
-def _reported(
-    config: FilterTraining, questions: Questions, decoder: Decoder, codec: text.TextCodec
-) -> Questions | None:
-    """The prompts to report on: of a file of their own, else those of the test records."""
+def read_separate(config: FilterTraining, decoder: Decoder, codec: text.TextCodec) -> Questions | None:
+    """The prompts to report on, if they have a file of their own; else they are those of the test records.
+
+    Raises:
+        UsageError: the file cannot be read, or a line is bad.
+    """
     data = config.data
-    if not data.eval_prompts:
-        return None
     path = data.eval_path or ("" if data.path else str(tasks.HELD_OUT))
-    if path:
-        bad = BadLines(path, "fail")
-        prompts = samples.spread(samples.read(path, bad, field="data.eval_path", answers=True), data.eval_prompts)
-        return _encoded(prompts, bad, decoder, codec)
-    _, _, test = split_prompts(range(len(questions.tokens)), seed=config.fit.seed)
-    return questions.part(samples.spread(test.tolist(), data.eval_prompts))
+    if not path:
+        return None
+    bad = BadLines(path, "fail")
+    prompts = samples.spread(samples.read(path, bad, field="data.eval_path", answers=True), data.eval_prompts)
+    return _encoded(prompts, bad, decoder, codec)
 
 
 def _encoded(prompts: Sequence[Prompt], bad: BadLines, decoder: Decoder, codec: text.TextCodec) -> Questions:
@@ -168,8 +171,10 @@ def _encoded(prompts: Sequence[Prompt], bad: BadLines, decoder: Decoder, codec: 
 def _records_identity(config: FilterTraining, decoder: Decoder, questions: Questions) -> dict[str, Any]:
     """What decides the records."""
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("model", "tokenizer", "decode")}
+    del settings["model"]["verify"]
+    mesh = decoder.model.mesh
     prompts = hashlib.sha256(repr(questions.tokens).encode()).hexdigest()
-    return settings | {"prompts": prompts, "platform": decoder.model.mesh.devices.flat[0].platform}
+    return settings | {"mesh": dict(mesh.shape), "prompts": prompts, "platform": mesh.devices.flat[0].platform}
 
 
 def _identity(config: FilterTraining, decoder: Decoder, questions: Questions) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The settings of `train.filter`. This module imports no JAX, as `dllm_jax/config.py`."""
 
 import dataclasses
+from pathlib import Path
 
 from dllm_jax.config import Config, at_least, check_values, validate
 from dllm_jax.errors import UsageError
@@ -67,6 +68,8 @@ def validate_fit(fit: FitSettings) -> None:
         at_least(f"fit.{name}", getattr(fit, name), 1)
     for name in ("learning_rate", "weight_decay", "cut_copies", "seed"):
         at_least(f"fit.{name}", getattr(fit, name), 0)
+    if not fit.learning_rate:
+        raise UsageError("fit.learning_rate: expected above 0, got 0.0")
     if fit.checkpoint_every % fit.eval_every:
         raise UsageError(
             f"fit.checkpoint_every: expected a multiple of fit.eval_every {fit.eval_every}, got {fit.checkpoint_every}"
@@ -134,6 +137,11 @@ class FilterTraining:
                     f"decode.{name}: expected {wanted}, for answers decoded one by one, "
                     f"got {getattr(self.decode, name)}"
                 )
+        if self.decode.steps not in (0, self.decode.gen_length):
+            raise UsageError(f"decode.steps: expected 0, for answers decoded one by one, got {self.decode.steps}")
+        for stop in ("none", "eot"):  # what the report will run
+            decode = dataclasses.replace(self.decode, policy="learn2pd", stop=stop)
+            validate(dataclasses.replace(self.decoding(), decode=decode))
         validate_filter_network(self.network)
         validate_fit(self.fit)
         at_least("data.prompts", self.data.prompts, MIN_PROMPTS)
@@ -142,6 +150,9 @@ class FilterTraining:
         report_thresholds(self.report)
         if not self.output.path:
             raise UsageError("output.path: expected the folder to write the filter to, got none")
+        target = Path(self.output.path).resolve()
+        if self.data.records_path and Path(self.data.records_path).resolve().is_relative_to(target):
+            raise UsageError(f"data.records_path: expected a folder outside output.path, got {self.data.records_path}")
 
     def decoding(self) -> Config:
         """How answers are decoded, one token in every forward."""

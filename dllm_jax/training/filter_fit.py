@@ -11,7 +11,7 @@ import optax
 from flax import nnx, struct
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.checkpoints.filters import Filter
+from dllm_jax.checkpoints.filters import Filter, from_arrays, to_arrays
 from dllm_jax.checkpoints.store import TrainingCheckpoints
 from dllm_jax.errors import UsageError
 from dllm_jax.models.filter import ConfidenceFilter, FilterConfig
@@ -33,7 +33,7 @@ class Fitted(NamedTuple):
     """The outcome of a fit."""
 
     filter: Filter  # the parameters of the lowest validation loss that was measured
-    best_epoch: int  # when that was; 0: no loss was finite
+    best_epoch: int  # when that was
     history: list[Measured]
 
 
@@ -133,7 +133,7 @@ def fit(
         The best filter and how the losses went.
 
     Raises:
-        UsageError: there is no position to learn from or to measure on.
+        UsageError: there is no position to learn from or to measure on, or the loss is never finite.
     """
     parts = [
         with_cuts(examples(records, positions=settings.positions), copies=settings.cut_copies, seed=settings.seed)
@@ -157,7 +157,10 @@ def fit(
                 report.write(measured.epoch, {"loss": measured.validation_loss}, group="held_out", aloud=keep)
                 if keep:
                     checkpoints.save(measured.epoch, state, iterator={"history": [list(entry) for entry in history]})
-    return Fitted(Filter(network, fitter.graphdef, state.best_params), int(state.best_epoch), history)
+    if not int(state.best_epoch):
+        raise UsageError(f"fit.learning_rate: expected one whose loss stays finite, got {settings.learning_rate}")
+    # Through the host: what a checkpoint restored is tied to one device, where a model may be on many.
+    return Fitted(from_arrays(to_arrays(state.best_params)), int(state.best_epoch), history)
 
 
 def examples(records: Records, *, positions: str) -> Examples:

@@ -15,7 +15,7 @@ class HeldOutPrompts:
     """Prompts to measure decoders on.
 
     Args:
-        prompts: at least one; answers of tasks that have a scorer are scored.
+        prompts: the prompts; answers of tasks that have a scorer are scored.
         tokens: of every prompt.
         codec: of the diffusion model.
 

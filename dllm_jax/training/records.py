@@ -1,19 +1,21 @@
 """What a filter learns from: the confidences of a block in one step, and which of its predictions were right."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dllm_jax.checkpoints.files import abbreviate
-from dllm_jax.data.outputs import replace_file
+from dllm_jax.checkpoints.files import abbreviate, read_json
+from dllm_jax.data.outputs import difference, replace_file
 from dllm_jax.errors import UsageError
 from dllm_jax.training.filter_config import MIN_PROMPTS
 
+IDENTITY = "records.json"
 HELD_OUT_SHARE = 0.1  # of the prompts: once for validation, once for the test
 DTYPES = {
     "confidence_RQ": "float32", "correct_RQ": "bool", "masked_RQ": "bool",
@@ -55,15 +57,36 @@ class Split(NamedTuple):
 
 
 class RecordFolder:
-    """Numbered shards of records, each written as a whole; what is there is complete.
+    """Numbered shards of records, each written as a whole: what is there is complete. `records.json` says of what.
 
     Args:
         folder: where they are; made if it does not exist.
+        identity: section -> field -> value of everything that decides the records; JSON.
+        overwrite: records of another identity may be discarded.
+
+    Raises:
+        UsageError: there are records of another identity, and `overwrite` is off; or the folder holds something else,
+            or cannot be made.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> None:
+        self.folder, path = folder, folder / IDENTITY
+        found = read_json(path) if path.exists() else {}
+        if not found and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"data.records_path: expected a folder of records, or a new or empty one, got {folder}")
+        change = found and difference(found, json.loads(json.dumps(identity)))
+        if change and not overwrite:
+            raise UsageError(
+                f"data.records_path: expected the records in {folder} to have the same settings, got {change} "
+                "(output.overwrite=true discards them)"
+            )
+        try:
+            for shard in folder.glob("records-*.safetensors") if change else ():
+                shard.unlink()
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(path, json.dumps(identity, indent=2) + "\n")
+        except OSError as error:
+            raise UsageError(f"data.records_path: expected a place to write {folder}, got {error.strerror}") from None
 
     def path(self, shard: int, *, shards: int) -> Path:
         """The file of a shard, counted from 0."""
@@ -147,7 +170,7 @@ def _read(path: Path) -> Records:
         arrays = load(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: expected a readable file, got {error.strerror}") from None
-    except (SafetensorError, LookupError) as error:  # LookupError: a dtype that NumPy lacks
+    except (SafetensorError, LookupError, AttributeError) as error:  # the last two: a dtype that NumPy lacks
         raise UsageError(f"{path}: expected a complete safetensors file of records, got {error}") from None
     _check(arrays, path)
     return Records(**arrays)

@@ -39,39 +39,22 @@ class RunFolder:
         Raises:
             UsageError: the interrupted run had other settings, and output.overwrite is off; or no folder can be made.
         """
-        claim(self.folder, self._settings.name, settings, overwrite=self._overwrite, field="output.path")
+        found = read_json(self._settings) if self._settings.exists() else {}
+        change = difference(found, json.loads(json.dumps(settings)))
+        if found and change and not self._overwrite:
+            raise UsageError(
+                f"output.path: expected the interrupted run in {self.folder.name} to have the same settings, "
+                f"got {change} (output.overwrite=true discards it)"
+            )
+        try:
+            if change:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_file(self._settings, json.dumps(settings, indent=2) + "\n")
+        except OSError as error:
+            raise UsageError(f"output.path: expected a place to write {self.folder}, got {error.strerror}") from None
 
     def finish(self) -> None:
         """Drops what only an interrupted run needs; the metrics stay."""
         self._settings.unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-
-
-def claim(folder: Path, name: str, settings: Mapping[str, Any], *, overwrite: bool, field: str) -> None:
-    """Makes a folder of unfinished work, or takes over what was begun there with the same settings.
-
-    Args:
-        folder: the folder.
-        name: of the file in it that holds the settings.
-        settings: section -> field -> value of everything that decides the result; JSON.
-        overwrite: work with other settings may be discarded.
-        field: the setting that named the folder, for errors.
-
-    Raises:
-        UsageError: the work there has other settings, and `overwrite` is off; or no folder can be made.
-    """
-    path = folder / name
-    found = read_json(path) if path.exists() else {}
-    change = difference(found, json.loads(json.dumps(settings)))
-    if found and change and not overwrite:
-        raise UsageError(
-            f"{field}: expected what was begun in {folder.name} to have the same settings, got {change} "
-            "(output.overwrite=true discards it)"
-        )
-    try:
-        if change:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(settings, indent=2) + "\n")
-    except OSError as error:
-        raise UsageError(f"{field}: expected a place to write {folder}, got {error.strerror}") from None

@@ -8,12 +8,13 @@ import pytest
 
 from dllm_jax.bench.ceilings import Ceilings
 from dllm_jax.bench.cost import Cost, forward_cost, layer_parameters
-from dllm_jax.config import Config, DecodeSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import random_model
 from dllm_jax.models.registry import PRESETS
 from dllm_jax.models.transformer import TransformerConfig
+from dllm_jax.settings import DecodeSettings
 
 SMALL = TransformerConfig(
     family="llada", num_layers=2, embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=2, mlp_dim=16, vocab_size=10,

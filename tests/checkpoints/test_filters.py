@@ -8,9 +8,10 @@ from safetensors.numpy import save_file
 
 import dllm_jax
 from dllm_jax.checkpoints.filters import from_arrays, load_filter, save_filter, to_arrays
-from dllm_jax.config import Config, DecodeSettings, FilterSettings
+from dllm_jax.config import Config
 from dllm_jax.errors import UsageError
 from dllm_jax.models.filter import FilterConfig
+from dllm_jax.settings import DecodeSettings, FilterSettings
 
 
 def arrays(*, block_length: int = 8, width: int = 5, layers: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
@@ -58,6 +59,15 @@ def test_the_published_size_is_bundled() -> None:
         ),
         ({"linear1.weight": None}, "filter.path: {path}: expected linear1.weight with two axes, got linear1.bias [5]"),
         ({"mean": np.ones(1)}, "mean [1]"),
+        (
+            {"linear1.bias": np.ones(5, np.int64)},
+            "expected linear1.bias to hold finite floating-point numbers, got int64",
+        ),
+        (
+            {"linear1.bias": np.full(5, np.nan)},
+            "expected linear1.bias to hold finite floating-point numbers, got float64",
+        ),
+        ({"linear1.weight": np.ones((0, 8))}, "expected linear1.weight with two axes"),
     ],
 )
 def test_arrays_that_are_no_filter(tmp_path: Path, changes: dict[str, np.ndarray | None], expected: str) -> None:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from dllm_jax.config import InputSettings
 from dllm_jax.data.prompts import BadLines, Prompt, read, source
 from dllm_jax.errors import UsageError
+from dllm_jax.settings import InputSettings
 
 
 def read_lines(tmp_path: Path, *lines: str | bytes, on_error: str = "fail") -> tuple[list[Prompt], BadLines, str]:

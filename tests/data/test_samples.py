@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from dllm_jax.checkpoints.load import ASSETS
-from dllm_jax.config import TokenizerSettings
 from dllm_jax.data import samples, tasks
 from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.data.samples import Sample
 from dllm_jax.decoding import text
 from dllm_jax.decoding.text import TextCodec
 from dllm_jax.errors import UsageError
+from dllm_jax.settings import TokenizerSettings
 
 EOT = 5
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from scipy.stats import chisquare
 
 from dllm_jax import api, load_model
-from dllm_jax.config import ApdSettings, Config, DecodeSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.caching import Span, WindowCache
 from dllm_jax.decoding.canvas import Geometry
@@ -26,6 +26,7 @@ from dllm_jax.decoding.sampling import KeyedNoise
 from dllm_jax.decoding.state import DecodeResult, DecodeState
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import Model
+from dllm_jax.settings import ApdSettings, DecodeSettings
 from tests.decoding.test_driver import python_loop
 from tests.hlo import loop_copies
 from tests.traces import GOLDENS, MASK

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm_jax import load_model
-from dllm_jax.config import Config, DecodeSettings, DicoSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies import dico
 from dllm_jax.decoding.policies import dico_clusters as clusters
+from dllm_jax.settings import DecodeSettings, DicoSettings
 from tests import dico_reference
 from tests.dico_play import play
 from tests.traces import GOLDENS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dllm_jax import load_model
-from dllm_jax.config import Config, DecodeSettings, validate
+from dllm_jax.config import Config, validate
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.base import View
 from dllm_jax.decoding.policies.dream import SCORES, DreamOrder, shares
@@ -14,6 +14,7 @@ from dllm_jax.decoding.prediction import Prediction, Sampler, predict
 from dllm_jax.decoding.sampling import KeyedNoise, nucleus
 from dllm_jax.errors import UsageError
 from dllm_jax.models.registry import PRESETS
+from dllm_jax.settings import DecodeSettings
 from tests.traces import GOLDENS
 
 DREAM = GOLDENS / "checkpoints" / "dream-tiny"

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from dllm_jax import load_model
-from dllm_jax.config import Config, DecodeSettings, ThresholdSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding import caching, driver
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.generate import Decoder
+from dllm_jax.settings import DecodeSettings, ThresholdSettings
 from tests.hlo import loop_copies
 from tests.traces import GOLDENS, carries
 

@@ -10,7 +10,7 @@ import pytest
 from flax import struct
 
 from dllm_jax import load_model
-from dllm_jax.config import ApdSettings, Config, DecodeSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.driver import Engine
 from dllm_jax.decoding.generate import Decoder
@@ -19,6 +19,7 @@ from dllm_jax.decoding.policies.base import Commit, View
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState
+from dllm_jax.settings import ApdSettings, DecodeSettings
 from tests.traces import GOLDENS, Case, cases, rebuilt_trace
 
 

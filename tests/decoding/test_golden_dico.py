@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from dllm_jax import load_model
-from dllm_jax.config import Config, DecodeSettings, DicoSettings, OutputSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies import dico
 from dllm_jax.decoding.policies.dico_log import PHASES
 from dllm_jax.decoding.policies.dico_seeds import Block
+from dllm_jax.settings import DecodeSettings, DicoSettings, OutputSettings
 from tests.dico_play import play
 from tests.traces import MASK, Case, cases
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from dllm_jax import load_model
-from dllm_jax.config import Config, DecodeSettings, FactorSettings, ThresholdSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
+from dllm_jax.settings import DecodeSettings, FactorSettings, ThresholdSettings
 from tests.traces import Case, cases, rebuilt_trace
 
 

@@ -6,8 +6,9 @@ from flax import nnx
 
 from dllm_jax import load_model
 from dllm_jax.checkpoints.filters import Filter, from_arrays
-from dllm_jax.config import Config, DecodeSettings, Learn2pdSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
+from dllm_jax.settings import DecodeSettings, Learn2pdSettings
 from tests.traces import EOS, Case, carries, cases, rebuilt_trace
 
 CASES = [case for case in cases("D_learn2pd") if case.meta["algorithm"]["function"] != "generate_data"]

@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dllm_jax import load_model
-from dllm_jax.config import Config, DecodeSettings, FactorSettings, ThresholdSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.generate import Decoder
+from dllm_jax.settings import DecodeSettings, FactorSettings, ThresholdSettings
 from tests.traces import GOLDENS, MASK
 
 GEN_LENGTH, LONGEST = 16, 32

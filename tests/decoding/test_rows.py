@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from dllm_jax import load_model
-from dllm_jax.config import Config, DecodeSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder, decode_all
 from dllm_jax.decoding.state import DecodeResult
 from dllm_jax.mesh import make_mesh
+from dllm_jax.settings import DecodeSettings
 from tests.traces import GOLDENS
 
 LENGTHS = (3, 19, 8, 33, 1, 26, 14)

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax.config import DecodeSettings
 from dllm_jax.decoding.prediction import Sampler, guide, predict
 from dllm_jax.decoding.sampling import KeyedNoise, rank, top_n
 from dllm_jax.models.registry import PRESETS
+from dllm_jax.settings import DecodeSettings
 
 TINY = PRESETS["llada_tiny"]  # EoS 0, end of turn 5
 

@@ -6,15 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
 
 from dllm_jax import load_model
 from dllm_jax.checkpoints.filters import Filter
-from dllm_jax.config import Config, DecodeSettings, DicoSettings, EotSettings, ThresholdSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.stopping import EndOfText
+from dllm_jax.mesh import make_mesh
 from dllm_jax.models.filter import ConfidenceFilter, FilterConfig
+from dllm_jax.settings import DecodeSettings, DicoSettings, EotSettings, ThresholdSettings
 from tests.traces import EOS, GOLDENS, carries
 
 PROMPTS = [np.random.default_rng(seed).integers(0, 290, size=7 + 2 * seed).tolist() for seed in range(5)]
@@ -32,11 +35,18 @@ def random_filter(block_length: int) -> Filter:
 
 
 def decoder(
-    policy: str, cache: str, *, stop: str = "eot", min_confidence: float = 0.0,
-    checkpoint: str = "llada-tiny", gen_length: int = 48,
+    policy: str, cache: str, *, stop: str = "eot", min_confidence: float = 0.0, checkpoint: str = "llada-tiny",
+    gen_length: int = 48, block_length: int = 16, cfg_scale: float = 0.0, batch_size: int = len(PROMPTS),
+    mesh: Mesh | None = None,
 ) -> Decoder:  # fmt: skip
     decode = DecodeSettings(
-        policy=policy, cache=cache, stop=stop, gen_length=gen_length, block_length=16, batch_size=len(PROMPTS)
+        policy=policy,
+        cache=cache,
+        stop=stop,
+        gen_length=gen_length,
+        block_length=block_length,
+        cfg_scale=cfg_scale,
+        batch_size=batch_size,
     )
     config = Config(
         decode=decode,
@@ -44,7 +54,7 @@ def decoder(
         eot=EotSettings(min_confidence),
         dico=DicoSettings(seed_threshold=0.02, low_threshold=0.1, margin=1.0),
     )
-    model = load_model(GOLDENS / "checkpoints" / checkpoint)
+    model = load_model(GOLDENS / "checkpoints" / checkpoint, mesh=mesh)
     return Decoder(model, config, filter_=random_filter(16))
 
 
@@ -88,7 +98,8 @@ def test_ended_tails_are_not_computed(cache: str) -> None:
     """What is left of the batch runs on fewer columns, and gives the same as on all of them."""
     decode = decoder("low_confidence", cache, gen_length=96)
     engine = decode.engine(max(map(len, PROMPTS)))
-    state = decode.start(PROMPTS, range(len(PROMPTS)), engine.geometry)
+    early = [prompt for prompt, end in zip(PROMPTS, decode(PROMPTS).end_B, strict=True) if end <= 64]
+    state = decode.start(early, range(len(early)), engine.geometry)
     ours, whole = driver.decode(engine, state), engine.geometry.length
     assert ours.columns < ours.iterations * (whole if cache == "none" else 96)
     if cache == "none":
@@ -100,11 +111,29 @@ def test_ended_tails_are_not_computed(cache: str) -> None:
 
 
 def test_shifted_models_stop_too() -> None:
-    decode = decoder("threshold", "none", checkpoint="dream-tiny")
+    decode = decoder("threshold", "prefix", checkpoint="dream-tiny")
     batch = decode(PROMPTS)
     assert len(set(batch.end_B.tolist())) > 1
     for row, prompt in enumerate(PROMPTS):
         np.testing.assert_array_equal(batch.tokens_BG[row], decode([prompt], rows=[row]).tokens_BG[0])
+
+
+def test_guided_on_canvases_that_are_no_whole_blocks() -> None:
+    decode = decoder("threshold", "none", gen_length=80, block_length=20, cfg_scale=0.5)
+    assert [canvas.gen_length for canvas in decode.engine(15).canvases] == [80, 48]
+    early = [prompt for prompt, end in zip(PROMPTS, decode(PROMPTS).end_B, strict=True) if end <= 48]
+    batch = decode(early)
+    assert len(set(batch.end_B.tolist())) > 1
+    assert batch.columns < batch.iterations * decode.engine(15).geometry.length
+    for row, prompt in enumerate(early):
+        np.testing.assert_array_equal(batch.tokens_BG[row], decode([prompt], rows=[row]).tokens_BG[0])
+
+
+def test_ends_do_not_depend_on_the_mesh() -> None:
+    one = decoder("learn2pd", "dual", batch_size=6)(PROMPTS)
+    meshed = decoder("learn2pd", "dual", batch_size=6, mesh=make_mesh(data=2, fsdp=1, tensor=2))(PROMPTS)
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(meshed, field), getattr(one, field), err_msg=field)
 
 
 def test_where_a_row_is_cut() -> None:

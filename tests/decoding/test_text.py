@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from dllm_jax.checkpoints.load import ASSETS
-from dllm_jax.config import TokenizerSettings
 from dllm_jax.data.prompts import Prompt
 from dllm_jax.decoding import text
 from dllm_jax.errors import UsageError
+from dllm_jax.settings import TokenizerSettings
 
 TINY = ASSETS / "llada-tiny"
 EOS, MASK, START_HEADER, END_HEADER, EOT, UNUSED = 0, 2, 3, 4, 5, 511

@@ -9,11 +9,12 @@ from dllm_jax.api import logits
 from dllm_jax.checkpoints import layout
 from dllm_jax.checkpoints.convert import convert
 from dllm_jax.checkpoints.load import load_model
-from dllm_jax.config import Config, DecodeSettings, ThresholdSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import Model
+from dllm_jax.settings import DecodeSettings, ThresholdSettings
 from tests.checkpoints.folders import same_bits, tensors, with_fields
 from tests.traces import EOS, GOLDENS, MASK
 

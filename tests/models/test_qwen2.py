@@ -13,7 +13,6 @@ from dllm_jax.api import logits
 from dllm_jax.checkpoints import hf, layout
 from dllm_jax.checkpoints.convert import convert
 from dllm_jax.checkpoints.load import ASSETS, load_model
-from dllm_jax.config import TokenizerSettings
 from dllm_jax.data.prompts import Prompt
 from dllm_jax.decoding import text
 from dllm_jax.errors import UsageError
@@ -21,6 +20,7 @@ from dllm_jax.mesh import make_mesh
 from dllm_jax.models import qwen2, registry
 from dllm_jax.models.cache import LayerCache, causal_mask
 from dllm_jax.models.model import Model, abstract_model
+from dllm_jax.settings import TokenizerSettings
 from tests.checkpoints.folders import same_bits, tensors, with_fields, with_tensors
 from tests.traces import GOLDENS
 

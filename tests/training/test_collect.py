@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from dllm_jax import load_model
-from dllm_jax.config import Config, DecodeSettings
+from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.errors import UsageError
+from dllm_jax.settings import DecodeSettings
 from dllm_jax.training import collect as collecting
 from dllm_jax.training.collect import collect, replay
 from dllm_jax.training.records import Records

@@ -12,8 +12,9 @@ import pytest
 import dllm_jax
 from dllm_jax import cli
 from dllm_jax.checkpoints.filters import load_filter, to_arrays
-from dllm_jax.config import Config, DecodeSettings, FilterSettings
+from dllm_jax.config import Config
 from dllm_jax.data import tasks
+from dllm_jax.settings import DecodeSettings, FilterSettings
 from dllm_jax.training import collect as collecting
 from dllm_jax.training import filter as training
 from dllm_jax.training.filter_config import FilterTraining
@@ -87,7 +88,7 @@ def test_it_exports_what_it_measured(
 def test_an_interrupted_run_ends_with_the_same_bits(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = ("data.eval_prompts=0", "fit.patience=1000")
+    quick = ("data.eval_prompts=0", "fit.patience=1000", "mesh.data=2")
     assert run(*quick, f"output.path={tmp_path / 'whole'}") == 0
     replay, decoded = collecting.replay, []
 
@@ -110,8 +111,8 @@ def test_an_interrupted_run_ends_with_the_same_bits(
         assert run(*quick) == cli.INTERRUPTED  # the fit is over, nothing is exported
     assert not (tmp_path / "out").exists()
     batches = len(decoded)
-    assert run(*quick) == 0
-    assert len(decoded) == batches  # nothing was decoded again
+    assert run(*quick, "data.eval_prompts=2") == 0  # the report decodes with what the checkpoint gave
+    assert len(decoded) == batches  # no record was made again
     assert_same(tmp_path / "out", tmp_path / "whole")
 
 
@@ -153,6 +154,18 @@ def test_a_damaged_record_file_is_named(run: Run, tmp_path: Path, capsys: pytest
     assert not (tmp_path / "out").exists()
 
 
+def test_other_folders_are_left_alone(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("x")
+    for overwrite in ("false", "true"):
+        assert run(f"data.records_path={mine}", f"output.overwrite={overwrite}") == 2
+        assert f"data.records_path: expected a folder of records, or a new or empty one, got {mine}" in (
+            capsys.readouterr().err
+        )
+        assert [path.name for path in mine.iterdir()] == ["thesis.tex"]
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -161,6 +174,14 @@ def test_a_damaged_record_file_is_named(run: Run, tmp_path: Path, capsys: pytest
         (["decode.policy=threshold"], "decode.policy: expected low_confidence, for answers decoded one by one"),
         (["decode.stop=eot"], "decode.stop: expected none"),
         (["decode.temperature=0.5"], "decode.temperature: expected 0.0"),
+        (["decode.steps=4"], "decode.steps: expected 0, for answers decoded one by one, got 4"),
+        (["decode.logits_eos_inf=true"], "decode.logits_eos_inf: expected False with decode.stop eot, got True"),
+        (["decode.compat=reference", "decode.cache=dual"], "decode.compat: expected none with decode.policy learn2pd"),
+        (["fit.learning_rate=0"], "fit.learning_rate: expected above 0, got 0.0"),
+        (
+            ["data.records_path=out/records", "output.path=out"],
+            "data.records_path: expected a folder outside output.path",
+        ),
         (["network.width=0"], "network.width: expected at least 1, got 0"),
         (["fit.positions=some"], "fit.positions: expected one of all, masked, got 'some'"),
         (["report.thresholds=high"], "report.thresholds: expected numbers from 0 to 1 like 0.85,0.9, got 'high'"),

@@ -24,7 +24,7 @@ def same(one: Records, other: Records) -> bool:
 
 def test_shards_come_back_in_their_order(tmp_path: Path) -> None:
     shards = [synthetic(prompts=1, steps=steps, first=steps) for steps in (3, 1, 2)]
-    folder = RecordFolder(tmp_path / "deep" / "records")
+    folder = RecordFolder(tmp_path / "deep" / "records", {}, overwrite=False)
     for shard in (2, 0, 1):
         assert shard in folder.missing(3)
         folder.write(shard, shards[shard], shards=3)
@@ -33,19 +33,19 @@ def test_shards_come_back_in_their_order(tmp_path: Path) -> None:
     found = folder.read(3)
     assert same(found, concatenate(shards))
     assert (found.size, found.block_length) == (6, 8)
-    names = sorted(path.name for path in folder.folder.iterdir())
+    names = sorted(path.name for path in folder.folder.glob("*.safetensors"))
     assert names == [f"records-0000{shard}-of-00003.safetensors" for shard in range(3)]
 
 
 def test_views_are_written_as_they_look(tmp_path: Path) -> None:
-    folder = RecordFolder(tmp_path)
+    folder = RecordFolder(tmp_path, {}, overwrite=False)
     turned = Records(*(np.asarray(array)[::-1] for array in GOOD))
     folder.write(0, turned._replace(confidence_RQ=np.asfortranarray(turned.confidence_RQ)), shards=1)
     assert same(folder.read(1), turned)
 
 
 def test_an_interrupted_write_leaves_no_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = RecordFolder(tmp_path)
+    folder = RecordFolder(tmp_path, {}, overwrite=False)
     folder.write(0, GOOD, shards=2)
 
     def power_cut(*_: object) -> None:
@@ -58,7 +58,7 @@ def test_an_interrupted_write_leaves_no_shard(tmp_path: Path, monkeypatch: pytes
     assert folder.missing(2) == [1]
     folder.write(1, GOOD, shards=2)
     assert folder.read(2).size == 2 * GOOD.size
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_take_chooses_by_mask_and_by_index() -> None:
@@ -112,7 +112,7 @@ NAN = np.where(GOOD.step_R[:, None] == 1, np.nan, GOOD.confidence_RQ).astype(np.
     ],
 )
 def test_a_damaged_shard_is_named_in_one_line(tmp_path: Path, damage: Callable[[Path], None], expected: str) -> None:
-    folder = RecordFolder(tmp_path)
+    folder = RecordFolder(tmp_path, {}, overwrite=False)
     for shard in range(2):
         folder.write(shard, GOOD, shards=2)
     path = folder.path(1, shards=2)
@@ -126,10 +126,10 @@ def test_a_damaged_shard_is_named_in_one_line(tmp_path: Path, damage: Callable[[
 
 
 def test_what_read_would_refuse_is_not_written(tmp_path: Path) -> None:
-    folder = RecordFolder(tmp_path)
+    folder = RecordFolder(tmp_path, {}, overwrite=False)
     with pytest.raises(UsageError, match="expected 0 to 1, got nan"):
         folder.write(0, GOOD._replace(confidence_RQ=NAN), shards=1)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.safetensors*"))
 
 
 @given(prompts=st.integers(3, 300), seed=st.integers(0, 2**32))

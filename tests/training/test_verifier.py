@@ -125,7 +125,7 @@ def test_an_interrupted_run_with_other_settings_is_refused(
         execute()
     stop_after(None)
     capsys.readouterr()
-    expected = "what was begun in out.training to have the same settings, got train.b2 0.98 instead of 0.9"
+    expected = "the interrupted run in out.training to have the same settings, got train.b2 0.98 instead of 0.9"
     assert expected in refused("train.b2=0.9")
     assert execute("train.b2=0.9", "output.overwrite=true") == 0
     assert [line["step"] for line in lines(tmp_path / "out.training")] == [2, 4, 4, 6, 6]

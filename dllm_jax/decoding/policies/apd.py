@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
-from dllm_jax.config import ApdSettings
 from dllm_jax.decoding import canvas
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.policies.base import Commit, InPlace, View
@@ -19,6 +18,7 @@ from dllm_jax.decoding.state import DecodeState
 from dllm_jax.models.cache import Cache, causal_mask, widened
 from dllm_jax.models.model import Model
 from dllm_jax.models.transformer import Transformer
+from dllm_jax.settings import ApdSettings
 
 
 @struct.dataclass

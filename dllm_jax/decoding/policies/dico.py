@@ -20,7 +20,6 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from dllm_jax.config import DicoSettings
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.policies import dico_clusters as clusters
 from dllm_jax.decoding.policies.base import Commit, Reported, View
@@ -37,6 +36,7 @@ from dllm_jax.decoding.policies.dico_seeds import (
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise, rank
 from dllm_jax.decoding.state import DecodeState
+from dllm_jax.settings import DicoSettings
 
 DIVIDE, CONQUER, FINALIZE = range(3)  # as in dico_log.PHASES
 ONE_BITS = int(np.float32(1).view(np.int32))  # of the largest confidence

@@ -37,9 +37,8 @@ class Learn2pd:
         n_B = jnp.maximum(scheduled(masks_B, view.block_nfe_B, self.steps_per_block), 1)
         accepted_BQ = view.open_BQ & (jax.nn.sigmoid(self.logits(prediction, view)) > self.threshold)
         mask_BQ = accepted_BQ | top_n(prediction.confidence_BQ, view.open_BQ, n_B)
-        return Commit(
-            mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ), masks_B, accepted_BQ=accepted_BQ
-        )  # fmt: skip
+        leave_B = full(view.open_BQ, mask_BQ)
+        return Commit(mask_BQ, prediction.token_BQ, leave_B, masks_B, accepted_BQ=accepted_BQ)
 
     def logits(self, prediction: Prediction, view: View) -> Float[Array, "B Q"]:
         """The filter on the confidences of the whole block, committed positions too; 0 behind the row's end."""

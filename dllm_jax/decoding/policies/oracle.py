@@ -1,7 +1,7 @@
 """The extremely greedy parallel oracle (Learn2PD, arXiv 2509.25188, section 3.1): commits exactly what is right.
 
-It knows the answer of one-by-one decoding. How many steps it needs bounds what any filter can reach; what it sees on
-the way is what a filter learns from.
+It knows the answer of one-by-one decoding. How many steps it needs is the mark for filters that reproduce that answer;
+what it sees on the way is what they learn from.
 """
 
 from typing import Any
