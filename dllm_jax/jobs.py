@@ -219,6 +219,22 @@ def load_codec(config: Config, model: Model) -> text.TextCodec | None:
     return codec
 
 
+def open_text_model(config: Config, mesh: Mesh) -> tuple[Model, text.TextCodec, int | None]:
+    """The model, its tokenizer and its end-of-turn token, for commands that cannot do without text.
+
+    Raises:
+        UsageError: one of them is missing or broken.
+    """
+    model = open_model(config, mesh)
+    codec = load_codec(config, model)
+    if codec is None:
+        raise UsageError(f"tokenizer.path: expected a tokenizer, to read text, got none in {model.path!r}")
+    eot_id = text.end_of_turn(
+        config.model.eot_token_id, config_id=model.config.eot_id, codec=codec, vocab_size=model.config.vocab_size
+    )
+    return model, codec, eot_id
+
+
 def _encode(prompt: Prompt, codec: text.TextCodec | None) -> list[int]:
     if codec:
         return codec.encode(prompt)

@@ -15,7 +15,6 @@ from dllm_jax.data import samples, tasks
 from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.decoding import text
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.filter import FilterConfig
 from dllm_jax.training.collect import collect
@@ -112,13 +111,7 @@ def open_decoder(config: FilterTraining) -> tuple[Decoder, text.TextCodec]:
     """
     decoding = config.decoding()
     mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.decode.batch_size)
-    model = jobs.open_model(decoding, mesh)
-    codec = jobs.load_codec(decoding, model)
-    if codec is None:
-        raise UsageError(f"tokenizer.path: expected a tokenizer, to read text, got none in {model.path!r}")
-    eot_id = text.end_of_turn(
-        config.model.eot_token_id, config_id=model.config.eot_id, codec=codec, vocab_size=model.config.vocab_size
-    )
+    model, codec, eot_id = jobs.open_text_model(decoding, mesh)
     return Decoder(model, decoding, eot_id=eot_id), codec
 
 

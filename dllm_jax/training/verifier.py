@@ -127,14 +127,7 @@ def open_teacher(config: VerifierTraining, mesh: Mesh) -> Teacher:
     Raises:
         UsageError: one of them is missing or broken.
     """
-    decoding = config.distillation()
-    model = jobs.open_model(decoding, mesh)
-    codec = jobs.load_codec(decoding, model)
-    if codec is None:
-        raise UsageError(f"tokenizer.path: expected a tokenizer, to read text, got none in {model.path!r}")
-    eot_id = text.end_of_turn(
-        config.model.eot_token_id, config_id=model.config.eot_id, codec=codec, vocab_size=model.config.vocab_size
-    )
+    model, codec, eot_id = jobs.open_text_model(config.distillation(), mesh)
     return Teacher(model, codec, resolve(config.tokenizer.path or model.path, field="tokenizer.path"), eot_id)
 
 

@@ -72,15 +72,11 @@ def test_every_kind_of_step_and_the_decode(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_stop_rule_saves_columns_not_only_forwards(tmp_path: Path) -> None:
-    runs = {}
-    for stop in ("none", "eot"):
-        path = tmp_path / f"{stop}.json"
-        assert bench(decode__gen_length=128, decode__stop=stop, bench__eos_logit=8.0, output__path=path) == 0
-        (runs[stop],) = json.loads(path.read_text())["decodes"]
-    assert runs["none"]["nfe_mean"] == 128
-    assert runs["none"]["columns"] == 128 * runs["none"]["canvas_length"]
-    assert runs["eot"]["num_tokens"] < 2 * 128
-    assert runs["eot"]["columns"] < runs["eot"]["iterations"] * runs["eot"]["canvas_length"]
+    path = tmp_path / "bench.json"
+    assert bench(decode__gen_length=128, decode__stop="eot", bench__eos_logit=8.0, output__path=path) == 0
+    (decode,) = json.loads(path.read_text())["decodes"]
+    assert decode["nfe_mean"] < 128  # one token a forward
+    assert decode["columns"] < decode["iterations"] * decode["canvas_length"]
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_overwrite_replaces_the_target(tmp_path):
         (["--source=nowhere", "--target={new}"], "--source: expected a folder or one of llada-tiny"),
         (["--source={empty}", "--target={new}"], "config.json: expected a readable file"),
         (["--source={GQA}", "--target={copy}"], "--overwrite"),
-        (["--source={GQA}", "--target={empty}", "--overwrite"], "without a config.json"),
+        (["--source={GQA}", "--target={empty}", "--overwrite"], "without config.json or filter.safetensors"),
         (["--source={copy}", "--target={copy}", "--overwrite"], "apart from --source"),
         (["--source={GQA}", "--target={copy}/config.json/x"], "expected a place to write"),
     ],

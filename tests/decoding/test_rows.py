@@ -37,9 +37,7 @@ def assert_same_rows(got: DecodeResult, want: DecodeResult) -> None:
     np.testing.assert_array_equal(got.nfe_B, want.nfe_B)
 
 
-@pytest.mark.parametrize(
-    ("policy", "temperature"), [("low_confidence", 0.0), ("low_confidence", 1.0), ("random", 1.0), ("dico", 0.0)]
-)
+@pytest.mark.parametrize(("policy", "temperature"), [("low_confidence", 1.0), ("random", 1.0), ("dico", 0.0)])
 def test_rows_equal_their_single_runs(prompts: list[list[int]], policy: str, temperature: float) -> None:
     model = load_model(str(GOLDENS / "checkpoints" / "llada-tiny"))
     alone = Decoder(model, config(temperature, batch_size=1, policy=policy))
