@@ -58,7 +58,6 @@ def assert_same(one: Path, other: Path) -> None:
 def test_it_exports_what_it_measured(
     run: Run, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib")
     assert run() == 0
     out = tmp_path / "out"
     assert "oracle" in capsys.readouterr().out

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dllm_jax.checkpoints.filters import Filter, from_arrays
-from dllm_jax.training import filter_quality
+from dllm_jax.training import filter_plots, filter_quality
 from dllm_jax.training.filter_fit import Measured
 from dllm_jax.training.filter_quality import THRESHOLDS, acceptance, calibration, quality
 from dllm_jax.training.records import Records
@@ -97,9 +97,6 @@ def test_calibration_by_hand() -> None:
 
 
 def test_pictures(linear: Filter, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the extra viz")
-    from dllm_jax.training import filter_plots
-
     history = [Measured(10 * i, 1 / i, 1 / i + 0.01 * i) for i in range(1, 20)]
     filter_plots.plot_fit(tmp_path / "fit.png", history, best_epoch=100)
     filter_plots.plot_fit(tmp_path / "other.png", history, best_epoch=50)
