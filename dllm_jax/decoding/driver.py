@@ -230,7 +230,8 @@ class Engine:
 
     def _view(self, state: DecodeState, slots: Slots) -> View:
         """What the policy sees before a step."""
-        is_filled_BL = (state.tokens_BL != self.mask_id) & self._is_generated(state)
+        first_B = jnp.full_like(state.end_B, self.geometry.prompt_length)
+        is_filled_BL = (state.tokens_BL != self.mask_id) & self._between(first_B, state.end_B)
         return View(
             start_B=slots.first_B,
             pad_B=state.pad_B,
@@ -248,10 +249,10 @@ class Engine:
         tokens_BQ = canvas.take_columns(state.tokens_BL, slots.first_B, width=slots.width)
         return (tokens_BQ == self.mask_id) & (slots.all() < end_B[:, None])
 
-    def _is_generated(self, state: DecodeState) -> Bool[Array, "B L"]:
-        """The columns of the generation, up to every row's end."""
-        columns_1L = jnp.arange(state.tokens_BL.shape[1])[None, :]
-        return (columns_1L >= self.geometry.prompt_length) & (columns_1L < state.end_B[:, None])
+    def _between(self, first_B: Int[Array, "B"], end_B: Int[Array, "B"]) -> Bool[Array, "B L"]:
+        """True for the columns [first, end) of every row."""
+        columns_1L = jnp.arange(self.geometry.columns)[None, :]
+        return (columns_1L >= first_B[:, None]) & (columns_1L < end_B[:, None])
 
     def _block_end(self, state: DecodeState, end_B: Int[Array, "B"]) -> Int[Array, "B"]:
         """One past the last column of every row's block, if the rows end there."""
@@ -262,11 +263,8 @@ class Engine:
 
         And those whose block has used up its forwards.
         """
-        columns_1L = jnp.arange(tokens_BL.shape[1])[None, :]
         block_end_B = self._block_end(state, end_B)
-        in_block_BL = (columns_1L >= self.geometry.block_start(state.block_B)[:, None]) & (
-            columns_1L < block_end_B[:, None]
-        )
+        in_block_BL = self._between(self.geometry.block_start(state.block_B), block_end_B)
         full_B = ~((tokens_BL == self.mask_id) & in_block_BL).any(axis=1)
         if self.block_limit is not None:
             return full_B | (state.block_nfe_B + 1 >= self.block_limit)

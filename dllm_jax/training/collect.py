@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.progress
+from jaxtyping import Int
 
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.oracle import Oracle, ReplayLog
-from dllm_jax.decoding.state import DecodeResult
 from dllm_jax.mesh import batch_shardings
 from dllm_jax.progress import for_people
 from dllm_jax.training.records import RecordFolder, Records
@@ -42,21 +41,21 @@ def collect(
         for shard in missing:
             rows = batches[shard]
             batch = [prompts[row] for row in rows]
-            answers = decoder(batch, rows=rows)
-            shards.write(shard, replay(decoder, batch, answers, rows=rows), shards=len(batches))
+            answer_BG = decoder(batch, rows=rows).tokens_BG
+            shards.write(shard, replay(decoder, batch, answer_BG, rows=rows), shards=len(batches))
             progress.advance(bar)
     return shards.read(len(batches))
 
 
 def replay(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], answers: DecodeResult, *, rows: Sequence[int]
+    decoder: Decoder, prompts: Sequence[Sequence[int]], answer_BG: Int[np.ndarray, "B G"], *, rows: Sequence[int]
 ) -> Records:
     """Decodes a batch again by the oracle.
 
     Args:
         decoder: with the baseline's settings.
         prompts: token ids.
-        answers: of the baseline.
+        answer_BG: tokens of the baseline.
         rows: index of every prompt in the job.
 
     Returns:
@@ -65,8 +64,8 @@ def replay(
     engine = decoder.engine(max(map(len, prompts)))
     state = decoder.start(prompts, rows, engine.geometry)
     idle = np.zeros((len(state.row_B) - len(prompts), engine.geometry.gen_length), np.int32)
-    answer_BG = jnp.asarray(np.concatenate([answers.tokens_BG, idle]))
-    policy = Oracle(jax.device_put(answer_BG, batch_shardings(answer_BG, decoder.model.mesh)))
+    padded_BG = np.concatenate([answer_BG, idle])
+    policy = Oracle(jax.device_put(padded_BG, batch_shardings(padded_BG, decoder.model.mesh)))
     with decoder.precision():
         final = driver.decode(dataclasses.replace(engine, policy=policy), state)
     log = final.log

@@ -107,8 +107,8 @@ def _oracle(decoder: Decoder, baseline: DecodeResult, held_out: HeldOutPrompts) 
     forwards = 0
     batches = decoder.batches([len(tokens) for tokens in held_out.tokens])
     for batch in batches:
-        answers = dataclasses.replace(baseline, tokens_BG=baseline.tokens_BG[batch])
-        forwards += replay(decoder, [held_out.tokens[i] for i in batch], answers, rows=batch).size
+        prompts = [held_out.tokens[i] for i in batch]
+        forwards += replay(decoder, prompts, baseline.tokens_BG[batch], rows=batch).size
     count, gen_length = baseline.tokens_BG.shape
     return {
         "policy": "oracle",

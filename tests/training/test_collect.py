@@ -44,7 +44,7 @@ def test_records_are_the_references(case: Case, golden) -> None:
     prompts = [others[0], *prompt, others[1]]
     answers = decoder(prompts)
     np.testing.assert_array_equal(answers.tokens_BG[1], case.arrays["correct_answer"][0, len(prompt[0]) :])
-    records = replay(decoder, prompts, answers, rows=[5, 6, 7])
+    records = replay(decoder, prompts, answers.tokens_BG, rows=[5, 6, 7])
     expected = Records(
         *(case.arrays[name] for name in ("confidence", "is_correct", "was_masked")),
         np.full(len(case.arrays["block"]), 6), case.arrays["block"], case.arrays["step"],
@@ -59,7 +59,7 @@ def test_records_are_the_references(case: Case, golden) -> None:
 def test_every_block_begins_masked_and_ends_filled(cache: str) -> None:
     decoder = baseline(CASES[0].checkpoint, batch_size=2, gen_length=64, cache=cache)
     prompts = [[3, 1, 4, 1, 5], list(range(20))]
-    records = replay(decoder, prompts, decoder(prompts), rows=[0, 1])
+    records = replay(decoder, prompts, decoder(prompts).tokens_BG, rows=[0, 1])
     for prompt in range(2):
         for block in range(2):
             part = of_prompt(records, prompt)

@@ -37,7 +37,6 @@ class ReplayLog:
 class Rows:
     """The policy's state."""
 
-    answer_BG: Int[Array, "B G"]
     predicted_BQ: Int[Array, "B Q"]  # in the forward before
     log: Reported
 
@@ -59,12 +58,12 @@ class Oracle:
         nothing_BFQ = jnp.zeros((batch, forwards, slots), bool)
         zero_BF = jnp.zeros((batch, forwards), jnp.int32)
         log = ReplayLog(nothing_BFQ.astype(jnp.float32), nothing_BFQ, nothing_BFQ, zero_BF, zero_BF)
-        return Rows(self.answer_BG, jnp.zeros((batch, slots), jnp.int32), Reported(log))
+        return Rows(jnp.zeros((batch, slots), jnp.int32), Reported(log))
 
     def commit(self, rows: Rows, prediction: Prediction, view: View, noise: Noise) -> Commit:
         """What is right, or all that is left."""
         slots = view.open_BQ.shape[1]
-        answer_BQ = take_columns(rows.answer_BG, view.position_BQ[:, 0], width=slots)
+        answer_BQ = take_columns(self.answer_BG, view.position_BQ[:, 0], width=slots)
         correct_BQ = prediction.token_BQ == answer_BQ
         is_stuck_B = (view.block_nfe_B > 0) & (prediction.token_BQ == rows.predicted_BQ).all(axis=1)
         mask_BQ = view.open_BQ & (correct_BQ | is_stuck_B[:, None])
@@ -74,5 +73,5 @@ class Oracle:
         )
         row_B = jnp.arange(len(view.nfe_B))
         log = jax.tree.map(lambda old, new: old.at[row_B, view.nfe_B].set(new), rows.log.value, seen)
-        rows = Rows(rows.answer_BG, prediction.token_BQ, Reported(log))
+        rows = Rows(prediction.token_BQ, Reported(log))
         return Commit(mask_BQ, answer_BQ, full(view.open_BQ, mask_BQ), rows)
