@@ -3,7 +3,8 @@
 Settings are `ml_collections.config_flags` (`--config=FILE`, `--config.section.field=value`). JAX is not imported here:
 help and errors come at once, and the environment is set up before it starts.
 
-Exit codes: 0; 2 for bad usage, configuration or input; 130 after Ctrl-C; other failures keep their traceback.
+Exit codes: 0, or what `main` returns; 2 for bad usage, configuration or input; 130 after Ctrl-C; other failures keep
+their traceback.
 """
 
 import dataclasses
@@ -45,11 +46,13 @@ def settings_of(schema: type[Any]) -> dict[str, Any]:
     }
 
 
-def run(main: Callable[[Any], None], *, description: str, default_config: str, schema: type[Any] = Config) -> NoReturn:
+def run(
+    main: Callable[[Any], int | None], *, description: str, default_config: str, schema: type[Any] = Config
+) -> NoReturn:
     """Runs a command with the arguments of this process and exits.
 
     Args:
-        main: the command; imports JAX only when called.
+        main: the command; imports JAX only when called. It may return an exit code (None is 0).
         description: what --help shows above the settings.
         default_config: the config file used without --config.
         schema: the dataclass of the command's settings, which `main` gets.
@@ -61,27 +64,27 @@ def run(main: Callable[[Any], None], *, description: str, default_config: str, s
 
 
 def execute(
-    main: Callable[[Any], None], argv: Sequence[str], *, description: str, default_config: str,
+    main: Callable[[Any], int | None], argv: Sequence[str], *, description: str, default_config: str,
     schema: type[Any] = Config,
 ) -> int:  # fmt: skip
     """Parses `argv` (program name first), calls `main` and returns the exit code; see `run`."""
 
-    def body() -> None:
+    def body() -> int | None:
         given, overrides = _split(argv, default_config)
         _prepare_environment(compilation_cache=given.compilation_cache)
         values = load_config_file(given.config, schema)
         if given.help:
             _print_help(description, given.config, values, schema)
-        else:
-            main(build(schema, _override(values, overrides, schema)))
+            return 0
+        return main(build(schema, _override(values, overrides, schema)))
 
     return guarded(body)
 
 
-def guarded(body: Callable[[], None]) -> int:
-    """Calls `body` and returns the exit code, with one line on stderr for a mistake of the user's."""
+def guarded(body: Callable[[], int | None]) -> int:
+    """Calls `body` and returns the exit code, its own (None is 0) or that of a mistake, told in one line on stderr."""
     try:
-        body()
+        code = body()
         sys.stdout.flush()
     except UsageError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
@@ -92,7 +95,7 @@ def guarded(body: Callable[[], None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
         return 1
-    return 0
+    return code or 0
 
 
 def require(*packages: str, extra: str) -> None:

@@ -132,6 +132,11 @@ def test_usage_error_of_the_command_is_one_line(capsys: pytest.CaptureFixture[st
     assert error_line(capsys, main=main) == "error: two lines\n"
 
 
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_the_command_may_return_its_exit_code(returned: int | None, code: int) -> None:
+    assert execute(main=lambda config: returned) == code
+
+
 def test_other_failures_keep_their_traceback() -> None:
     def main(config: Config) -> None:
         raise RuntimeError("a bug")
