@@ -1,8 +1,8 @@
 """Measures how fast a configuration decodes, and how far its steps are from what the device allows.
 
-usage: python -m decode.bench [--config=FILE] [--config.SECTION.FIELD=VALUE ...]
+usage: python -m decode.bench [--config=NAME|FILE] [--config.SECTION.FIELD=VALUE ...]
 
-  python -m decode.bench --config=configs/threshold.py
+  python -m decode.bench --config=threshold
   python -m decode.bench --config.decode.cache=prefix --config.bench.batch_sizes=1,4,16 --config.output.path=bench.json
   python -m decode.bench --config.model.preset=llada_8b --config.decode.cache=dual --config.decode.gen_length=256
 
@@ -39,4 +39,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, description=__doc__ or "", default_config="configs/vanilla.py")
+    cli.run(main, description=__doc__ or "", default_config="vanilla")

@@ -1,8 +1,8 @@
 """Decodes tasks with known answers and measures accuracy and cost.
 
-usage: python -m decode.eval [--config=FILE] [--config.SECTION.FIELD=VALUE ...]
+usage: python -m decode.eval [--config=NAME|FILE] [--config.SECTION.FIELD=VALUE ...]
 
-  python -m decode.eval --config=configs/vanilla.py
+  python -m decode.eval --config=vanilla
   python -m decode.eval --config.input.path=tasks.jsonl --config.output.path=out.jsonl
 
 Input lines hold id, task, prompt (or messages, prompt_ids) and answer; without input.path the bundled tasks are
@@ -80,4 +80,4 @@ def _cells(num_samples: int, accuracy: float, interval: Sequence[float], nfe: fl
 
 
 if __name__ == "__main__":
-    cli.run(main, description=__doc__ or "", default_config="configs/vanilla.py")
+    cli.run(main, description=__doc__ or "", default_config="vanilla")

@@ -1,8 +1,8 @@
 r"""Decodes prompts with a diffusion language model.
 
-usage: python -m decode.run [--config=FILE] [--config.SECTION.FIELD=VALUE ...]
+usage: python -m decode.run [--config=NAME|FILE] [--config.SECTION.FIELD=VALUE ...]
 
-  python -m decode.run --config=configs/vanilla.py
+  python -m decode.run --config=vanilla
   python -m decode.run --config.input.prompt="Sort the list: oak, fern, duck."
   python -m decode.run --config.model.path=LLaDA-8B-Instruct \
       --config.input.path=in.jsonl --config.output.path=out.jsonl
@@ -60,4 +60,4 @@ def _table(prompts: "list[Prompt]", rows: "list[Row]") -> Table:
 
 
 if __name__ == "__main__":
-    cli.run(main, description=__doc__ or "", default_config="configs/vanilla.py")
+    cli.run(main, description=__doc__ or "", default_config="vanilla")

@@ -1,17 +1,17 @@
 """Runs decode.eval for every variant that a config file lists, and puts them side by side.
 
-usage: python -m decode.sweep --config=FILE --config.output.path=FOLDER [--config.SECTION.FIELD=VALUE ...]
+usage: python -m decode.sweep [--config=NAME|FILE] --config.output.path=FOLDER [--config.SECTION.FIELD=VALUE ...]
 
-  python -m decode.sweep --config=configs/ablations/dico.py --config.output.path=ablations
+  python -m decode.sweep --config=ablations/dico --config.output.path=ablations
 
-The file has, besides get_config(name), the names in VARIANTS. Results go to FOLDER/NAME.jsonl with their metrics, the
-table, in Markdown, to FOLDER/table.md and the standard output. All other settings are those of decode.eval.
+The file has, besides get_config(variant), the variants' names in VARIANTS; --config=NAME:VARIANT runs one of them.
+Results go to FOLDER/VARIANT.jsonl with their metrics, the table, in Markdown, to FOLDER/table.md and the standard
+output. All other settings are those of decode.eval.
 """
 
 import dataclasses
 import functools
 import json
-import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from dllm_jax import cli
 from dllm_jax.config import Config
 from dllm_jax.errors import UsageError
 
-DEFAULT = "configs/ablations/dico.py"
+DEFAULT = "ablations/dico"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,30 +31,34 @@ def main(argv: Sequence[str]) -> int:
     Args:
         argv: the command line, program name first.
     """
-    file = next((flag.removeprefix("--config=") for flag in argv if flag.startswith("--config=")), DEFAULT)
-    flags = [flag for flag in argv[1:] if not flag.startswith("--config=")]
-    names: list[str] = []
-    code = cli.guarded(lambda: names.extend(variants(file)))
+    chosen: list[str] = []
+    code = cli.guarded(lambda: chosen.extend(variants(cli.split(argv, DEFAULT)[0].config)))
     finished: dict[str, Any] = {}
-    for name in names:
+    for experiment in chosen:
+        name = experiment.partition(":")[2]
         run = functools.partial(evaluate, name=name, finished=finished)
-        named = [argv[0], f"--config={file}:{name}", *flags]
-        code = cli.execute(run, named, description=__doc__ or "", default_config=DEFAULT)
+        code = cli.execute(run, [*argv, f"--config={experiment}"], description=__doc__ or "", default_config=DEFAULT)
         if name not in finished:  # a mistake, or --help
             return code
     return code
 
 
-def variants(file: str) -> list[str]:
-    """The names in a config file.
+def variants(config: str) -> list[str]:
+    """The experiments of a sweep, as FILE:VARIANT.
+
+    Args:
+        config: the value of --config; with a variant of its own, only that one.
 
     Raises:
-        UsageError: there is no such file, or it lists none.
+        UsageError: there is no such file, it lists none, or not this one.
     """
-    names = runpy.run_path(file).get("VARIANTS") if Path(file).is_file() else None
+    file, _, only = config.partition(":")
+    names = getattr(cli.config_module(file), "VARIANTS", None)
     if not names:
         raise UsageError(f"--config: expected a configuration file with VARIANTS, got {file!r}")
-    return list(names)
+    if only and only not in names:
+        raise UsageError(f"--config: expected a variant of {file}, one of {', '.join(names)}, got {only!r}")
+    return [f"{file}:{name}" for name in names if not only or name == only]
 
 
 def evaluate(config: Config, *, name: str, finished: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Flag parsing shared by all commands: --help with every setting, one `error:` line for mistakes, exit codes.
 
-Settings are `ml_collections.config_flags` (`--config=FILE`, `--config.section.field=value`). JAX is not imported here:
-help and errors come at once, and the environment is set up before it starts.
+Settings are `ml_collections.config_flags` (`--config=FILE` or the name of a bundled experiment,
+`--config.section.field=value`). JAX is not imported here: help and errors come at once, and the environment is set up
+before it starts.
 
 Exit codes: 0, or what `main` returns; 2 for bad usage, configuration or input; 130 after Ctrl-C; other failures keep
 their traceback.
@@ -14,7 +15,8 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -29,6 +31,10 @@ from rich.text import Text
 from dllm_jax.config import Config, build, to_config_dict
 from dllm_jax.errors import UsageError
 
+PROGRAM = "dllm-jax"  # the console command of an installed package
+_BUNDLED = Path(__file__).parent / "bundled"
+# Where configs/, decode/ and train/ lie: inside the package in a wheel (see setup.py), beside it in a clone.
+ROOT = _BUNDLED if _BUNDLED.is_dir() else _BUNDLED.parents[1]
 INTERRUPTED = 130  # exit code after Ctrl-C
 COMPILATION_CACHE = "~/.cache/dllm_jax/programs"
 # Set unless the user did: tokenizers come from local folders only, and transformers need not say that torch is missing.
@@ -54,7 +60,7 @@ def run(
     Args:
         main: the command; imports JAX only when called. It may return an exit code (None is 0).
         description: what --help shows above the settings.
-        default_config: the config file used without --config.
+        default_config: the experiment used without --config.
         schema: the dataclass of the command's settings, which `main` gets.
     """
     code = execute(main, sys.argv, description=description, default_config=default_config, schema=schema)
@@ -70,11 +76,11 @@ def execute(
     """Parses `argv` (program name first), calls `main` and returns the exit code; see `run`."""
 
     def body() -> int | None:
-        given, overrides = _split(argv, default_config)
+        given, overrides = split(argv, default_config)
         _prepare_environment(compilation_cache=given.compilation_cache)
         values = load_config_file(given.config, schema)
         if given.help:
-            _print_help(description, given.config, values, schema)
+            _print_help(usage(description, argv[0]), given.config, values, schema)
             return 0
         return main(build(schema, _override(values, overrides, schema)))
 
@@ -122,8 +128,16 @@ def _prepare_environment(*, compilation_cache: str) -> None:
         os.environ["XLA_FLAGS"] = f"{flags_given} {_XLA_FLAG}=false".strip()
 
 
-def _split(argv: Sequence[str], default_config: str) -> tuple[flags.FlagValues, list[str]]:
-    """The flags that are no settings, and the rest of the command line (program name first)."""
+def split(argv: Sequence[str], default_config: str) -> tuple[flags.FlagValues, list[str]]:
+    """The flags that are no settings (config, compilation_cache, help), and the rest of the command line.
+
+    Args:
+        argv: program name first, as in the rest that is returned.
+        default_config: the experiment used without --config.
+
+    Raises:
+        UsageError: a flag lacks its value, or has a bad one.
+    """
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # look behind the values of flags that are not known yet
     flags.DEFINE_string("config", default_config, "", flag_values=values)
@@ -137,32 +151,69 @@ def _split(argv: Sequence[str], default_config: str) -> tuple[flags.FlagValues, 
 
 
 def load_config_file(name: str, schema: type[Any]) -> ConfigDict:
-    """Calls `get_config()` of a config file, `get_config("text")` for `file.py:text`, and fills in what it leaves out.
+    """Calls `get_config()` of an experiment, `get_config("text")` for `NAME:text`, and fills in what it leaves out.
 
     Args:
-        name: path of a Python file, relative to the working directory. It may import the repository's `configs`.
+        name: see `config_module`, with or without `:text`.
         schema: the dataclass of the settings.
 
     Raises:
         UsageError: there is no such file, it fails, or it has no get_config that returns a ConfigDict.
     """
     path, *arguments = name.split(":", 1)
-    root = str(Path(__file__).parents[1])
-    if root not in sys.path:
-        sys.path.append(root)
-    if not Path(path).is_file():
-        raise UsageError(f"--config: expected a configuration file, got {path!r} (no such file in {os.getcwd()})")
+    module = config_module(path)
+    with _told_in_one_line(path, module.__file__):
+        return _fill(module.get_config(*arguments), schema)
+
+
+def experiments() -> dict[str, Path]:
+    """The files of the bundled experiments by name: path in `configs`, without .py."""
+    folder = ROOT / "configs"
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.py"))}
+
+
+def config_module(name: str) -> ModuleType:
+    """The Python module of an experiment.
+
+    Args:
+        name: a bundled experiment ("threshold", "ablations/apd"), else a Python file, relative to the working
+            directory. The file may import the bundled `configs`.
+
+    Raises:
+        UsageError: there is no such file, or it fails.
+    """
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    bundled = experiments()
+    file = os.path.abspath(bundled.get(name, os.path.expanduser(name)))
+    if not os.path.isfile(file):
+        close = difflib.get_close_matches(name.removeprefix("configs/").removesuffix(".py"), bundled, n=1, cutoff=0.7)
+        raise UsageError(
+            f"--config: expected a configuration file or a bundled experiment, got {name!r} (no such file in "
+            f"{os.getcwd()}; {f'close to {close[0]}, ' if close else ''}bundled: {', '.join(bundled)})"
+        )
+    spec = importlib.util.spec_from_file_location("config_file", file)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--config: expected a Python file, got {name!r}")
+    module = importlib.util.module_from_spec(spec)
+    with _told_in_one_line(name, file):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _told_in_one_line(name: str, file: str | None) -> Iterator[None]:
+    """Makes a failure of a configuration file a `UsageError` that names the line of the file."""
     try:
-        values = _fill(_import(path).get_config(*arguments), schema)
+        yield
     except UsageError:
         raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == os.path.abspath(path)]
+        lines = [frame.lineno for frame in frames if frame.filename == file]
         line = lines[-1] if lines else getattr(error, "lineno", None)
         where = f", line {line}" if line else ""
-        raise UsageError(f"--config: {path}{where}: {type(error).__name__}: {error}") from None
-    return values
+        raise UsageError(f"--config: {name}{where}: {type(error).__name__}: {error}") from None
 
 
 def _fill(given: Any, schema: type[Any]) -> ConfigDict:
@@ -176,15 +227,6 @@ def _fill(given: Any, schema: type[Any]) -> ConfigDict:
         else:
             values[name] = section
     return values
-
-
-def _import(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    if spec is None or spec.loader is None:
-        raise UsageError(f"--config: expected a Python file, got {path!r}")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _override(values: ConfigDict, argv: list[str], schema: type[Any]) -> ConfigDict:
@@ -221,13 +263,22 @@ def _close(name: str, known: Collection[str]) -> str:
     return f", close to {', '.join(f'--config.{match}' for match in matches)}" if matches else " (see --help)"
 
 
+def usage(description: str, program: str) -> str:
+    """What a command says about itself, with `dllm-jax NAME` in the place of `python -m MODULE` if started so."""
+    return re.sub(r"python -m [\w.]+", program, description) if program.startswith(f"{PROGRAM} ") else description
+
+
 def _print_help(description: str, config_file: str, values: ConfigDict, schema: type[Any]) -> None:
     """Every setting by section: name, its value in the config file, meaning."""
     console = Console(highlight=False)
     console.width = min(max(console.width, 80), 120)
     paragraphs = re.sub(r"(?<=\S)\n(?=\S)", " ", description.strip())
     cache = f"compiled programs are kept here between runs; empty for nowhere (default: {COMPILATION_CACHE})"
-    console.print(Text(f"{paragraphs}\n\n--compilation_cache=FOLDER  {cache}"))
+    console.print(Text(f"{paragraphs}\n"))
+    console.print(
+        Text(f"--config=NAME  a bundled experiment: {', '.join(experiments())}; or a Python file like theirs")
+    )
+    console.print(Text(f"--compilation_cache=FOLDER  {cache}"))
     console.print(Text(f"\nSettings, with their values in {config_file}:"))
     for section in dataclasses.fields(schema):
         defaults = getattr(schema(), section.name)

@@ -7,6 +7,7 @@ unknown names, and calls `validate`. This module imports no JAX, so that a comma
 
 import dataclasses
 import math
+import os
 from typing import Any, Protocol, TypeVar, get_type_hints
 
 from ml_collections import ConfigDict
@@ -103,8 +104,14 @@ def _build(cls: type[T], values: ConfigDict, prefix: str) -> T:
                 raise UsageError(f"{field}: expected a section of settings, got {value!r}")
             given[name] = _build(expected, value, field + ".")
         else:
-            given[name] = _typed(value, expected, field)
+            typed = _typed(value, expected, field)
+            given[name] = os.path.expanduser(typed) if _is_path(name) else typed
     return cls(**given)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a setting is a file or folder, by its name: in these `~` is the home folder."""
+    return name == "path" or name.endswith("_path")
 
 
 def _typed(value: Any, expected: type, field: str) -> Any:

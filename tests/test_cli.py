@@ -69,8 +69,14 @@ def test_flags_override_the_config_file_in_any_order() -> None:
         ("--config.model.verify=maybe", "model.verify: expected bool, got 'maybe'"),
         ("--config.decode.gen_length=97", "decode.block_length: expected a divisor of decode.gen_length 97, got 32"),
         ("--config.decode.steps=31", "decode.steps: expected a multiple of the number of blocks 3, got 31"),
-        ("--config=configs/none.py", "expected a configuration file, got 'configs/none.py' (no such file"),
-        ("--config=configs", "expected a configuration file, got 'configs'"),
+        ("--config=configs/none.py", "or a bundled experiment, got 'configs/none.py' (no such file in"),
+        ("--config=configs", "or a bundled experiment, got 'configs' (no such file in"),
+        ("--config=treshold", "got 'treshold' (no such file in"),
+        ("--config=treshold", "; close to threshold, bundled: ablations/apd, "),
+        ("--config=configs/treshold.py", "close to threshold, "),
+        ("--config=apd_dream2:x", "got 'apd_dream2' (no such file in"),
+        ("--config=" + 300 * "x", "(no such file in"),
+        ("--config=ablations/dico:none", "--config: ablations/dico, line "),
         ("--config=pyproject.toml", "expected a Python file, got 'pyproject.toml'"),
         ("--config=dllm_jax/errors.py", "AttributeError: module 'config_file' has no attribute 'get_config'"),
     ],
@@ -117,6 +123,30 @@ def test_config_file_may_leave_sections_out_and_take_an_argument(tmp_path: Path)
     )
     assert parsed(f"--config={path}").decode.gen_length == 32
     assert parsed(f"--config={path}:64").decode.gen_length == 64
+
+
+def test_the_name_of_a_bundled_experiment_is_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "threshold").mkdir()
+    (tmp_path / "apd").write_text("no Python file is called so")
+    assert parsed("--config=threshold") == parsed(f"--config={ROOT / 'configs' / 'threshold.py'}")
+    assert parsed("--config", "apd").decode.policy == "apd"
+    assert parsed("-config=ablations/apd:R0.25_W0").apd.mixture_weight == 0.25
+
+
+def test_tilde_is_the_home_folder_in_every_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.py").write_text(ON_BASE.format("seed = 4711"))
+    paths = [name for name in cli.settings_of(Config) if name.endswith("path")]
+    assert paths == ["model.path", "tokenizer.path", "input.path", "output.path", "verifier.path", "filter.path"]
+    config = parsed("--config=~/own.py", *(f"--config.{name}=~/x y" for name in paths))
+    assert config.decode.seed == 4711
+    for name in paths:
+        section, field = name.split(".")
+        assert getattr(getattr(config, section), field) == f"{tmp_path}/x y"
+    assert parsed("--config.model.path=llada-tiny").model.path == "llada-tiny"
+    assert parsed("--config.input.path=a/~b").input.path == "a/~b"
+    assert parsed("--config.input.prompt=~").input.prompt == "~"
 
 
 def test_override_of_a_field_the_file_leaves_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

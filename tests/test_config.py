@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 
 from configs import base, vanilla
-from dllm_jax.config import Config, block_schedule, from_config_dict, to_config_dict, validate
+from dllm_jax.config import Config, block_schedule, build, from_config_dict, to_config_dict, validate
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import DecodeSettings
+from dllm_jax.training.filter_config import FilterTraining
 
 
 def with_value(name: str, value: object) -> Config:
@@ -27,6 +28,17 @@ def test_vanilla_is_the_default_sampler() -> None:
     decode = from_config_dict(vanilla.get_config()).decode
     assert (decode.policy, decode.cache, decode.stop) == ("low_confidence", "none", "none")
     assert (decode.gen_length, decode.block_length) == (96, 32)
+
+
+def test_tilde_is_expanded_in_the_paths_of_every_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    values = to_config_dict(FilterTraining())
+    for name in ("path", "eval_path", "records_path"):
+        values.data[name] = f"~/{name}"
+    data = build(FilterTraining, values).data
+    assert (data.path, data.eval_path, data.records_path) == tuple(
+        f"/home/someone/{name}" for name in ("path", "eval_path", "records_path")
+    )
 
 
 def test_every_setting_has_help() -> None:

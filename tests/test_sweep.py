@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from configs.ablations import dico
 from decode import sweep
+from dllm_jax.config import Config
 from dllm_jax.data import tasks
 
 SHORT = ("--config.decode.gen_length=32", "--config.decode.batch_size=2", "--config.mesh.data=1")
@@ -39,9 +41,49 @@ def test_variants_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--config=FILE"], ["dico", "no_guidance"]),
+        (["--config", "FILE"], ["dico", "no_guidance"]),
+        (["-config=FILE"], ["dico", "no_guidance"]),
+        (["-config", "FILE", "--config.decode.gen_length", "64"], ["dico", "no_guidance"]),
+        (["--config=none.py", "--config=FILE"], ["dico", "no_guidance"]),
+        (["--config=FILE:no_guidance"], ["no_guidance"]),
+        ([], list(dico.VARIANTS)),
+    ],
+)
+def test_config_is_parsed_as_by_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], expected: list[str]
+) -> None:
+    file = tmp_path / "variants.py"
+    file.write_text(VARIANTS)
+    ran: dict[str, Config] = {}
+
+    def evaluate(config: Config, *, name: str, finished: dict[str, object]) -> None:
+        ran[name] = finished[name] = config
+
+    monkeypatch.setattr(sweep, "evaluate", evaluate)
+    assert sweep.main(["sweep", *(flag.replace("FILE", str(file)) for flag in flags)]) == 0
+    assert list(ran) == expected
+    if "no_guidance" in ran:
+        assert ran["no_guidance"].dico.weighting == "none"
+        assert ran["no_guidance"].decode.gen_length == (64 if "64" in flags else 96)
+
+
+def test_help_lists_the_settings_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(["dllm-jax sweep", "--config", "ablations/apd", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "usage: dllm-jax sweep [--config=NAME|FILE]" in out
+    assert out.count("Settings, with their values in ablations/apd:R0.0_W0") == 1
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config=none.py"], "error: --config: expected a configuration file with VARIANTS, got 'none.py'"),
+        (["--config"], "error: Missing value for flag --config"),
+        (["--config=ablations/dico:n3"], "error: --config: expected a variant of ablations/dico, one of dico, "),
+        (["--config=ablations/dyco"], "error: --config: expected a configuration file or a bundled experiment, got"),
+        (["--config=none.py"], "error: --config: expected a configuration file or a bundled experiment, got 'none.py'"),
         (["--config=configs/vanilla.py"], "error: --config: expected a configuration file with VARIANTS, got"),
         ([], "error: output.path: expected a folder, got ''"),
         (["--config.dico.gate=2"], "error: dico.gate: expected 0 to 1, got 2.0"),

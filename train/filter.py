@@ -1,8 +1,8 @@
 r"""Trains a filter for the policy learn2pd: which predicted tokens are final, told by the confidences of their block.
 
-usage: python -m train.filter [--config=FILE] [--config.SECTION.FIELD=VALUE ...]
+usage: python -m train.filter [--config=NAME|FILE] [--config.SECTION.FIELD=VALUE ...]
 
-  python -m train.filter --config=configs/train_filter.py
+  python -m train.filter --config=train_filter
   python -m train.filter --config.decode.cache=dual --config.data.prompts=1000 --config.output.path=out/mine
   python -m train.filter --config.model.path=LLaDA-8B-Instruct --config.data.path=gsm8k_train.jsonl \
       --config.data.records_path=out/records --config.decode.gen_length=256
@@ -41,4 +41,4 @@ def main(config: FilterTraining) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, description=__doc__ or "", default_config="configs/train_filter.py", schema=FilterTraining)
+    cli.run(main, description=__doc__ or "", default_config="train_filter", schema=FilterTraining)

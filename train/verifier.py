@@ -1,8 +1,8 @@
 r"""Trains a verifier for the policy apd: a small causal language model over the tokens of a diffusion model.
 
-usage: python -m train.verifier [--config=FILE] [--config.SECTION.FIELD=VALUE ...]
+usage: python -m train.verifier [--config=NAME|FILE] [--config.SECTION.FIELD=VALUE ...]
 
-  python -m train.verifier --config=configs/train_verifier.py
+  python -m train.verifier --config=train_verifier
   python -m train.verifier --config.data.path=chats.jsonl --config.output.path=out/mine
   python -m train.verifier --config.model.path=LLaDA-8B-Instruct --config.data.path=questions.jsonl \
       --config.data.distill_path=out/answers.jsonl
@@ -32,4 +32,4 @@ def main(config: VerifierTraining) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, description=__doc__ or "", default_config="configs/train_verifier.py", schema=VerifierTraining)
+    cli.run(main, description=__doc__ or "", default_config="train_verifier", schema=VerifierTraining)

@@ -3,6 +3,7 @@
 Exit codes: 0; 2 for bad usage or a bad checkpoint, with one `error:` line; 130 after Ctrl-C.
 """
 
+import os
 from collections.abc import Callable, Sequence
 
 from absl import flags
@@ -11,13 +12,23 @@ from dllm_jax import cli
 from dllm_jax.errors import UsageError
 
 
+def define_path(name: str, meaning: str, values: flags.FlagValues) -> None:
+    """Adds a flag that is a path, in which `~` is the home folder."""
+    flags.DEFINE(_Path(), name, "", meaning, flag_values=values)
+
+
+class _Path(flags.ArgumentParser[str]):
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
 def execute(
     main: Callable[[flags.FlagValues, list[str]], None], argv: Sequence[str], *, values: flags.FlagValues, usage: str
 ) -> int:
     """Parses `argv`, calls `main` with the flags and the positional arguments, and returns the exit code.
 
     Args:
-        main: the command.
+        main: the command; the positional arguments are paths.
         argv: program name first.
         values: the flags it knows; --help is added.
         usage: what --help shows above them.
@@ -26,12 +37,12 @@ def execute(
 
     def body() -> None:
         try:
-            arguments = values(list(argv))[1:]
+            arguments = [os.path.expanduser(path) for path in values(list(argv))[1:]]
         except flags.Error as error:
             raise UsageError(str(error)) from None
         if values.help:
             print(
-                usage.strip(),
+                cli.usage(usage, argv[0]).strip(),
                 *(f"  --{name}: {values[name].help}" for name in sorted(values) if len(name) > 1),
                 sep="\n",
             )

@@ -16,7 +16,7 @@ from absl import flags
 from rich import progress
 
 from dllm_jax.checkpoints import files, hf, layout, store
-from dllm_jax.checkpoints.commands import execute
+from dllm_jax.checkpoints.commands import define_path, execute
 from dllm_jax.checkpoints.load import PARAMS, load_model, resolve
 from dllm_jax.checkpoints.manifest import write_manifest
 from dllm_jax.errors import UsageError
@@ -78,8 +78,8 @@ def convert(
 def main(argv: Sequence[str]) -> int:
     """Runs the command (program name first in `argv`) and returns its exit code."""
     values = flags.FlagValues()
-    flags.DEFINE_string("source", "", "folder to read, or the name of a bundled checkpoint", flag_values=values)
-    flags.DEFINE_string("target", "", "folder to write", flag_values=values)
+    define_path("source", "folder to read, or the name of a bundled checkpoint", values)
+    define_path("target", "folder to write", values)
     flags.DEFINE_enum("to", FORMATS[0], FORMATS, "format of the target", flag_values=values)
     flags.DEFINE_enum("dtype", DTYPES[0], DTYPES, "dtype of the weights written", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "replace an existing target", flag_values=values)
