@@ -33,7 +33,7 @@ class Decoder:
         config: what to do; checked here.
         verifier: the causal model over the same tokens that `apd` needs, on the mesh of the model.
         filter_: the filter that `learn2pd` needs.
-        eot_id: the end-of-turn token, if the tokenizer knows one that the model's config does not.
+        end_ids: the tokens that end a text, EoS first; default: those of the model's config.
 
     Raises:
         UsageError: a setting is wrong or does not suit the model.
@@ -41,7 +41,7 @@ class Decoder:
 
     def __init__(
         self, model: Model, config: Config, *, verifier: Model | None = None, filter_: Filter | None = None,
-        eot_id: int | None = None,
+        end_ids: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
         validate(config)
         if model.config.mask_id is None:
@@ -50,7 +50,7 @@ class Decoder:
         self.verifier = checked_verifier(verifier, config, model=model)
         check_filter(filter_, config)
         self.max_length = min(m.config.max_length for m in (model, self.verifier) if m)
-        self.eot_id = model.config.eot_id if eot_id is None else eot_id
+        self.end_ids = model.config.end_ids if end_ids is None else end_ids
         self.mask_id: int = model.config.mask_id
         self.block_length, steps = block_schedule(config.decode)
         steps_per_block = steps // (config.decode.gen_length // self.block_length)
@@ -59,15 +59,15 @@ class Decoder:
         self.block_limit = jnp.int32(steps_per_block) if limited else None
         self.noise: Noise = KeyedNoise(jax.random.key(config.decode.seed))
         self.cache = build_cache(config, logit_shift=model.config.logit_shift)
-        self.sampler = Sampler.from_settings(config.decode, model.config, eot_id=self.eot_id)
+        self.sampler = Sampler.from_settings(config.decode, model.config, end_ids=self.end_ids)
         if config.decode.policy == "apd" and config.apd.temper_noise:
             self.sampler = self.sampler.with_tempered_noise()
         self.policy = build_policy(
-            config, sampler=self.sampler, verifier=self.verifier, filter_=filter_, eos_id=model.config.eos_id,
+            config, sampler=self.sampler, verifier=self.verifier, filter_=filter_, end_ids=self.end_ids,
             mask_id=self.mask_id,
         )  # fmt: skip
         min_confidence = jnp.float32(config.eot.min_confidence)
-        self.stop = EndOfText(min_confidence, model.config.eos_id) if config.decode.stop == "eot" else None
+        self.stop = EndOfText(min_confidence, self.end_ids) if config.decode.stop == "eot" else None
         self.length_multiple = 32 if model.mesh.devices.flat[0].platform == "cpu" else 64
 
     def check(self, prompt: Sequence[int]) -> None:
@@ -89,12 +89,13 @@ class Decoder:
             raise UsageError(f"prompt: expected token ids from 0 to {self.model.config.vocab_size - 1}, got {wrong}")
 
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Indices of prompts to decode together: of one padded length, at most `decode.batch_size`, shortest first."""
-        groups: dict[int, list[int]] = {}
-        for index, length in enumerate(lengths):
-            groups.setdefault(self._prompt_length(length), []).append(index)
+        """Indices of prompts to decode together: `decode.batch_size` of them, the shortest first.
+
+        They are taken in the order of their padded lengths: full batches and few programs count for more than padding.
+        """
+        order = sorted(range(len(lengths)), key=lambda index: self._prompt_length(lengths[index]))
         size = self.config.decode.batch_size
-        return [group[at : at + size] for _, group in sorted(groups.items()) for at in range(0, len(group), size)]
+        return [order[at : at + size] for at in range(0, len(order), size)]
 
     def __call__(self, prompts: Sequence[Sequence[int]], *, rows: Sequence[int] | None = None) -> DecodeResult:
         """Decodes one batch.
@@ -166,14 +167,18 @@ class Decoder:
         end_B = host(final.end_B) - geometry.prompt_length
         is_behind_BG = np.arange(geometry.gen_length)[None, :] >= end_B[:, None]
         tokens_BG = np.where(is_behind_BG, self.model.config.eos_id, host(final.tokens_BL)[:, generated])
-        num_tokens_B, reasons = finish(tokens_BG, eos_id=self.model.config.eos_id, eot_id=self.eot_id)
+        is_mask_BG = tokens_BG == self.mask_id
+        text_end_B, reasons = finish(tokens_BG, end_ids=self.end_ids, failed_B=host(final.failed_B))
+        is_text_BG = np.arange(geometry.gen_length)[None, :] < text_end_B[:, None]
         return DecodeResult(
             tokens_BG=tokens_BG,
             nfe_B=host(final.nfe_B),
             commit_step_BG=np.where(is_behind_BG, 0, host(final.commit_step_BL)[:, generated]),
             confidence_BG=np.where(is_behind_BG, 0, host(final.confidence_BL)[:, generated]),
             end_B=end_B,
-            num_tokens_B=num_tokens_B,
+            text_end_B=text_end_B,
+            num_tokens_B=np.sum(is_text_BG & ~is_mask_BG, axis=1, dtype=np.int32),
+            masks_left_B=np.sum(is_mask_BG, axis=1, dtype=np.int32),
             finish_reason=reasons,
             iterations=int(final.iterations),
             columns=int(final.columns),
@@ -228,18 +233,31 @@ def check_filter(filter_: Filter | None, config: Config) -> None:
         )
 
 
-def finish(tokens_BG: np.ndarray, *, eos_id: int, eot_id: int | None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Where the text of every row ends and why: before the first EoS or end-of-turn token, else at gen_length."""
-    is_end_BG = tokens_BG == eos_id
-    if eot_id is not None:
-        is_end_BG |= tokens_BG == eot_id
+def finish(
+    tokens_BG: np.ndarray, *, end_ids: tuple[int, ...], failed_B: np.ndarray
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Where the text of every row ends, and why the row did.
+
+    Args:
+        tokens_BG: generated ids.
+        end_ids: the tokens that end a text, EoS first.
+        failed_B: rows that ended with an error.
+
+    Returns:
+        int32 [B], positions before the first of those tokens, else gen_length; and the reasons, see `DecodeResult`.
+    """
+    is_end_BG = np.isin(tokens_BG, end_ids)
     has_end_B, first_B = is_end_BG.any(axis=1), is_end_BG.argmax(axis=1)
-    num_tokens_B = np.where(has_end_B, first_B, tokens_BG.shape[1]).astype(np.int32)
-    reasons = tuple(
-        "length" if not ended else "eos" if row[first] == eos_id else "eot_id"
-        for row, first, ended in zip(tokens_BG, first_B, has_end_B, strict=True)
-    )
-    return num_tokens_B, reasons
+    text_end_B = np.where(has_end_B, first_B, tokens_BG.shape[1]).astype(np.int32)
+
+    def reason(row: int) -> str:
+        if failed_B[row]:
+            return "error"
+        if not has_end_B[row]:
+            return "length"
+        return "eos" if tokens_BG[row, first_B[row]] == end_ids[0] else "eot_id"
+
+    return text_end_B, tuple(map(reason, range(len(tokens_BG))))
 
 
 def decode_all(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> DecodeResult:

@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.decoding.sampling import nucleus
 from dllm_jax.models.transformer import TransformerConfig
@@ -23,9 +23,11 @@ class Prediction:
 
     token_BQ: Int[Array, "B Q"]  # the proposal
     confidence_BQ: Float[Array, "B Q"]  # its probability, in [0, 1]
-    margin_BQ: Float[Array, "B Q"]  # largest logit minus the second largest
+    margin_BQ: Float[Array, "B Q"]  # logit of the best token minus the largest other; below 0 where [MASK] is surer
+    finite_BQ: Bool[Array, "B Q"]  # the model's numbers are numbers: else nothing here means anything
     logits_BQV: Float[Array, "B Q V"]  # whose softmax the confidence comes from
     gumbel_BQV: Float[Array, "B Q V"] | None = None  # the draw behind the tokens; None at temperature 0
+    mask_id: int | None = struct.field(pytree_node=False, default=None)  # of the sampler
 
 
 @struct.dataclass
@@ -41,15 +43,16 @@ class Sampler:
     tempered: bool = struct.field(pytree_node=False)  # the confidence is Dream's, else LLaDA's
     guided: bool = struct.field(pytree_node=False)  # cfg_scale > 0: the batch holds a second, promptless half
     order_by_drawn: bool = struct.field(pytree_node=False)  # else by the most likely token
+    mask_id: int | None = struct.field(pytree_node=False)  # never proposed; None: a token as any other
     never_ids: tuple[int, ...] = struct.field(pytree_node=False)  # cannot be predicted
     last_ids: tuple[int, ...] = struct.field(pytree_node=False)  # can be predicted, at confidence 0
 
     @classmethod
-    def from_settings(cls, decode: DecodeSettings, model: TransformerConfig, *, eot_id: int | None) -> "Sampler":
-        """The sampler of a configuration."""
+    def from_settings(cls, decode: DecodeSettings, model: TransformerConfig, *, end_ids: tuple[int, ...]) -> "Sampler":
+        """The sampler of a configuration; `end_ids` are the tokens that end a text."""
         last_ids: tuple[int, ...] = ()
         if decode.confidence_eos_eot_inf:
-            last_ids = tuple(i for i in (model.eos_id, eot_id) if i is not None)
+            last_ids = end_ids
             if decode.compat == "reference" and decode.temperature > 0:
                 # The released code writes EoS into the noisy copy of the logits, which the confidence does not read.
                 last_ids = tuple(i for i in last_ids if i != model.eos_id)
@@ -63,6 +66,7 @@ class Sampler:
             tempered=decode.policy in DREAM_ORDERS,
             guided=decode.cfg_scale > 0,
             order_by_drawn=decode.temperature_affects_order,
+            mask_id=None if decode.compat == "reference" else model.mask_id,
             never_ids=(model.eos_id,) if decode.logits_eos_inf else (),
             last_ids=last_ids,
         )
@@ -83,21 +87,39 @@ def guide(logits: Float[Array, "two_B Q V"], cfg_scale: Float[Array, ""]) -> Flo
 
 
 def _without(logits_BQV: Float[Array, "B Q V"], ids: tuple[int, ...]) -> Float[Array, "B Q V"]:
-    return logits_BQV.at[..., jnp.array(ids)].set(-jnp.inf) if ids else logits_BQV
+    """The logits with some tokens ruled out."""
+    token_11V = jnp.arange(logits_BQV.shape[-1])[None, None]
+    for token in ids:
+        logits_BQV = jnp.where(token_11V == token, -jnp.inf, logits_BQV)
+    return logits_BQV
+
+
+def proposable(logits_BQV: Float[Array, "B Q V"], mask_id: int | None) -> Float[Array, "B Q V"]:
+    """The logits of what may be proposed: [MASK] is no answer, however sure the model is of it."""
+    return logits_BQV if mask_id is None else _without(logits_BQV, (mask_id,))
 
 
 def drawn_from(logits_BQV: Float[Array, "B Q V"], sampler: Sampler) -> Float[Array, "B Q V"]:
-    """The logits that a token is drawn from: with top-p, -inf outside the nucleus of softmax(logits / temperature)."""
+    """The logits that a token is drawn from: with top-p, -inf outside the nucleus of softmax(logits / temperature).
+
+    A nucleus of [MASK] alone also holds the best token.
+    """
     if not sampler.cut:
         return logits_BQV
     temperature = sampler.temperature if sampler.stochastic else 1.0
-    return jnp.where(nucleus(logits_BQV / temperature, sampler.top_p), logits_BQV, -jnp.inf)
+    allowed_BQV = proposable(logits_BQV, sampler.mask_id)
+    is_best_BQV = allowed_BQV == jnp.max(allowed_BQV, axis=-1, keepdims=True)
+    return jnp.where(nucleus(logits_BQV / temperature, sampler.top_p) | is_best_BQV, logits_BQV, -jnp.inf)
 
 
 def draw(
     drawn_BQV: Float[Array, "B Q V"], sampler: Sampler, *, gumbel_BQV: Float[Array, "B Q V"] | None
 ) -> Int[Array, "B Q"]:
-    """A token for every slot: argmax(logits + scale * g), from softmax(logits / scale); without noise the likeliest."""
+    """A token for every slot: argmax(logits + scale * g), from softmax(logits / scale); without noise the likeliest.
+
+    It is never [MASK].
+    """
+    drawn_BQV = proposable(drawn_BQV, sampler.mask_id)
     if sampler.stochastic and gumbel_BQV is not None:
         drawn_BQV = drawn_BQV + sampler.noise_scale * gumbel_BQV
     return jnp.argmax(drawn_BQV, axis=-1).astype(jnp.int32)
@@ -121,17 +143,25 @@ def predict(
     # The maximum is subtracted before the exponential, so that ties of saturated probabilities stay exact ties.
     top_BQ = jnp.max(ranked_BQV, axis=-1)
     total_BQ = jnp.sum(jnp.exp(ranked_BQV - top_BQ[..., None]), axis=-1)
-    chosen_BQ = top_BQ
     if sampler.order_by_drawn:
         chosen_BQ = jnp.take_along_axis(ranked_BQV, token_BQ[..., None], axis=-1)[..., 0]
-    best_BQ = jnp.argmax(logits_BQV, axis=-1)
+    else:
+        chosen_BQ = jnp.max(proposable(ranked_BQV, sampler.mask_id), axis=-1)
+    confidence_BQ = jnp.exp(chosen_BQ - top_BQ) / total_BQ
+    allowed_BQV = proposable(logits_BQV, sampler.mask_id)
+    best_BQ = jnp.argmax(allowed_BQV, axis=-1)
+    best_logit_BQ = jnp.max(allowed_BQV, axis=-1)
     others_BQV = jnp.where(jnp.arange(logits_BQV.shape[-1])[None, None] == best_BQ[..., None], -jnp.inf, logits_BQV)
+    # A maximum is NaN where one of its terms is: so it tells of a NaN anywhere, of +inf, and of -inf everywhere.
+    is_finite_BQ = jnp.isfinite(jnp.max(logits_BQV, axis=-1)) & jnp.isfinite(best_logit_BQ)
     return Prediction(
         token_BQ=token_BQ,
-        confidence_BQ=jnp.exp(chosen_BQ - top_BQ) / total_BQ,
-        margin_BQ=jnp.max(logits_BQV, axis=-1) - jnp.max(others_BQV, axis=-1),
+        confidence_BQ=confidence_BQ,
+        margin_BQ=best_logit_BQ - jnp.max(others_BQV, axis=-1),
+        finite_BQ=is_finite_BQ & jnp.isfinite(confidence_BQ),
         logits_BQV=ranked_BQV,
         gumbel_BQV=gumbel_BQV,
+        mask_id=sampler.mask_id,
     )
 
 

@@ -4,6 +4,8 @@ A draw depends on the seed, the row's index in the job, the row's own forward co
 tokens) the vocabulary id; never on the batch, the slot or the padding.
 """
 
+import functools
+import operator
 from typing import Protocol
 
 import jax
@@ -85,6 +87,11 @@ def nucleus(logits_BQV: Float[Array, "B Q V"], top_p: Float[Array, ""]) -> Bool[
     bounds = (top_BQ - NEGLIGIBLE, top_BQ)
     too_low_BQ, _ = jax.lax.fori_loop(0, BISECTIONS, halve, bounds)
     return logits_BQV > too_low_BQ[..., None]
+
+
+def is_any(token_BQ: Int[Array, "B Q"], ids: tuple[int, ...]) -> Bool[Array, "B Q"]:
+    """True for the tokens that are one of the ids."""
+    return functools.reduce(operator.or_, (token_BQ == token for token in ids), jnp.zeros(token_BQ.shape, bool))
 
 
 def top_n(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"], n_B: Int[Array, "B"]) -> Bool[Array, "B Q"]:

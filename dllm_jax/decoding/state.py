@@ -27,6 +27,7 @@ class DecodeState:
     block_nfe_B: Int[Array, "B"]  # forwards spent on that block
     nfe_B: Int[Array, "B"]  # forwards spent on the row
     live_B: Bool[Array, "B"]  # not finished
+    failed_B: Bool[Array, "B"]  # ended by non-finite numbers or by the bound on forwards, not by the decoder
     iterations: Int[Array, ""]  # forwards of the batch
     columns: Int[Array, ""]  # canvas columns those forwards ran, per row
     log: Any = None  # what the policy reports, set at the end
@@ -42,7 +43,7 @@ class DecodeState:
             tokens_BL=tokens_BL, commit_step_BL=jnp.zeros_like(tokens_BL),
             confidence_BL=jnp.zeros(tokens_BL.shape, jnp.float32), row_B=row_B, pad_B=pad_B, end_B=end_B,
             cached_end_B=end_B, block_B=zero_B, block_nfe_B=zero_B, nfe_B=zero_B, live_B=live_B,
-            iterations=jnp.int32(0), columns=jnp.int32(0),
+            failed_B=jnp.zeros_like(live_B), iterations=jnp.int32(0), columns=jnp.int32(0),
         )  # fmt: skip
 
 
@@ -75,8 +76,11 @@ class DecodeResult:
         commit_step_BG: int32 [B, gen_length]; k if the token was committed in the row's k-th forward, else 0.
         confidence_BG: float32 [B, gen_length], the model's confidence in the token when it was committed, else 0.
         end_B: int32 [B], generated positions before the end that a stop rule set; gen_length without one.
-        num_tokens_B: int32 [B], tokens before the first EoS or end-of-turn token.
-        finish_reason: "eos", "eot_id" or "length" per row.
+        text_end_B: int32 [B], generated positions before the first token that ends a text; gen_length without one.
+        num_tokens_B: int32 [B], tokens there; masks are none.
+        masks_left_B: int32 [B], positions of tokens_BG that still hold the mask id.
+        finish_reason: "eos", another end of text "eot_id", "length", or "error" per row: it met NaN or infinite numbers, or
+            its decoder did not come to an end within the forwards it can need.
         iterations: forwards of the batches, idle rows included.
         columns: canvas columns those forwards ran per row: the work done, where forwards differ in width.
         timing: seconds and compilations.
@@ -88,7 +92,9 @@ class DecodeResult:
     commit_step_BG: np.ndarray
     confidence_BG: np.ndarray
     end_B: np.ndarray
+    text_end_B: np.ndarray
     num_tokens_B: np.ndarray
+    masks_left_B: np.ndarray
     finish_reason: tuple[str, ...]
     iterations: int
     columns: int

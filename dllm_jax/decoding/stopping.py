@@ -5,23 +5,24 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.decoding.prediction import Prediction
+from dllm_jax.decoding.sampling import is_any
 
 
 @struct.dataclass
 class EndOfText:
-    """Cuts a row behind a predicted EoS, which need not have been written.
+    """Cuts a row behind a predicted end of text, which need not have been written.
 
-    Without a cache EoS is looked for in the whole generation, else in the current block, as released.
+    Without a cache it is looked for in the whole generation, else in the current block, as released.
     """
 
     min_confidence: Float[Array, ""]  # 0 as released
-    eos_id: int = struct.field(pytree_node=False)
+    end_ids: tuple[int, ...] = struct.field(pytree_node=False)  # tokens that end a text; as released: EoS alone
 
     def end(
         self, end_B: Int[Array, "B"], *, prediction: Prediction, open_BS: Bool[Array, "B S"],
         accepted_BS: Bool[Array, "B S"], column_BS: Int[Array, "B S"],
     ) -> Int[Array, "B"]:  # fmt: skip
-        """Behind the first EoS that a filter accepted, else behind the most confident one, else as before.
+        """Behind the first end that a filter accepted, else behind the most confident one, else as before.
 
         Args:
             end_B: one past the last column of every row.
@@ -31,7 +32,7 @@ class EndOfText:
             column_BS: canvas column of every position.
         """
         confidence_BS = prediction.confidence_BQ
-        ends_BS = open_BS & (prediction.token_BQ == self.eos_id) & (confidence_BS >= self.min_confidence)
+        ends_BS = open_BS & is_any(prediction.token_BQ, self.end_ids) & (confidence_BS >= self.min_confidence)
         first_B = jnp.min(jnp.where(ends_BS & accepted_BS, column_BS, end_B[:, None]), axis=1)
         surest_B = jnp.argmax(jnp.where(ends_BS, confidence_BS, -jnp.inf), axis=1)
         surest_B = jnp.take_along_axis(column_BS, surest_B[:, None], axis=1)[:, 0]

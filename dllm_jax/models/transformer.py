@@ -39,6 +39,11 @@ class TransformerConfig:
     eot_id: int | None = None  # end of turn
     attention_kernel: str = "xla"  # see layers.attend
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text as far as config.json tells, EoS first."""
+        return (self.eos_id,) if self.eot_id is None else (self.eos_id, self.eot_id)
+
 
 class Block(nnx.Module):
     """Pre-norm attention and MLP with residual connections."""

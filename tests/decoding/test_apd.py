@@ -138,7 +138,7 @@ def test_the_target_of_the_verifier_alone_is_drawn_from_its_softmax() -> None:
     """At R = 0, T = 1: for the first token, and for the second behind a given first one."""
     draws = 4096
     base, verifier = models()
-    sampler = Sampler.from_settings(DecodeSettings(temperature=1.0), base.config, eot_id=None).with_tempered_noise()
+    sampler = Sampler.from_settings(DecodeSettings(temperature=1.0), base.config, end_ids=()).with_tempered_noise()
     policy = Apd(verifier.graphdef, verifier.params, jnp.float32(0), sampler, eos_id=300)
     prompt, first = [17, 5, 230], 99
     geometry = Geometry(len(prompt), 2, 2, slack=4)

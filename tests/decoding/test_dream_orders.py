@@ -25,7 +25,7 @@ PROMPTS = [np.random.default_rng(seed).integers(0, 290, size=7 + 4 * seed).tolis
 
 def prediction(probability_BQV: jax.Array = PROBABILITY, gumbel: jax.Array | None = None, **settings) -> Prediction:
     decode = DecodeSettings(**{"policy": "entropy"} | settings)
-    sampler = Sampler.from_settings(decode, PRESETS["llada_tiny"], eot_id=None)
+    sampler = Sampler.from_settings(decode, PRESETS["llada_tiny"], end_ids=())
     return predict(jnp.log(probability_BQV), sampler, gumbel_BQV=gumbel)
 
 

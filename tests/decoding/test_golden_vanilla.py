@@ -31,7 +31,7 @@ def settings(case: Case) -> Config:
 
 @pytest.mark.parametrize("case", cases("B_vanilla"), ids=lambda case: case.name)
 def test_trace_is_the_references(case: Case, golden) -> None:
-    decoder = Decoder(load_model(str(case.checkpoint)), settings(case), eot_id=EOT)
+    decoder = Decoder(load_model(str(case.checkpoint)), settings(case), end_ids=(EOS, EOT))
     decoder.noise = RecordedNoise.from_case(case)
     prompts = case.arrays["prompt"]
     result = decoder(prompts.tolist())
@@ -47,5 +47,5 @@ def test_temperature_zero_ignores_the_compat_switch_of_the_eos_suppression() -> 
     compat = dataclasses.replace(config, decode=dataclasses.replace(config.decode, compat="reference"))
     model = load_model(str(case.checkpoint))
     prompts = case.arrays["prompt"].tolist()
-    ours, theirs = (Decoder(model, c, eot_id=EOT)(prompts) for c in (config, compat))
+    ours, theirs = (Decoder(model, c, end_ids=(EOS, EOT))(prompts) for c in (config, compat))
     np.testing.assert_array_equal(ours.tokens_BG, theirs.tokens_BG)

@@ -14,7 +14,7 @@ TINY = PRESETS["llada_tiny"]  # EoS 0, end of turn 5
 
 
 def sampler(**settings: object) -> Sampler:
-    return Sampler.from_settings(DecodeSettings(**settings), TINY, eot_id=TINY.eot_id)
+    return Sampler.from_settings(DecodeSettings(**settings), TINY, end_ids=TINY.end_ids)
 
 
 def test_ties_go_to_the_lowest_position_and_closed_slots_come_last() -> None:

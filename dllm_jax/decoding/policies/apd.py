@@ -13,7 +13,7 @@ from dllm_jax.decoding import canvas
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.policies.base import Commit, InPlace, View
 from dllm_jax.decoding.prediction import Prediction, Sampler, draw, drawn_from
-from dllm_jax.decoding.sampling import Noise
+from dllm_jax.decoding.sampling import Noise, is_any
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.models.cache import Cache, causal_mask, widened
 from dllm_jax.models.model import Model
@@ -38,14 +38,18 @@ class Apd:
         params: of the verifier.
         mixture_weight: R in the target p_T ~ p_D^R * p_AR^(1 - R): at 1 the draft is its own target.
         sampler: how the target is drawn; with the noise of the draft (as in the paper) or greedily (as released).
-        eos_id: a row ends with the step that accepts this token.
+        end_ids: a row ends with the step that accepts one of these tokens.
     """
 
     graphdef: nnx.GraphDef
     params: nnx.State
     mixture_weight: Float[Array, ""]
     sampler: Sampler
-    eos_id: int = struct.field(pytree_node=False)
+    end_ids: tuple[int, ...] = struct.field(pytree_node=False)
+
+    def most_forwards(self, geometry: Geometry) -> int:
+        """One per position: every forward commits at least one."""
+        return geometry.gen_length
 
     def init(self, state: DecodeState, geometry: Geometry) -> Verified:
         """Runs the verifier on the prompts."""
@@ -55,16 +59,17 @@ class Apd:
 
     def commit(self, rows: Verified, prediction: Prediction, view: View, noise: Noise) -> Commit:
         """Accepts the first token, and those behind it as long as draft and target are the same."""
-        target_BQ, hidden_BQD, cache = self.verify(rows, prediction, view)
+        target_BQ, is_finite_BQ, hidden_BQD, cache = self.verify(rows, prediction, view)
         agrees_BQ = (prediction.token_BQ == target_BQ).at[:, 0].set(True)
-        commit = accept(jnp.cumprod(agrees_BQ, axis=1).sum(axis=1), prediction, view, eos_id=self.eos_id)
+        commit = accept(jnp.cumprod(agrees_BQ, axis=1).sum(axis=1), prediction, view, end_ids=self.end_ids)
         last_B11 = (commit.mask_BQ.sum(axis=1) - 1)[:, None, None]
         last_BD = jnp.take_along_axis(hidden_BQD, last_B11, axis=1)[:, 0]
-        return commit._replace(rows=Verified(last_BD, InPlace(cache)))
+        failed_B = (view.open_BQ & ~is_finite_BQ).any(axis=1)
+        return commit._replace(rows=Verified(last_BD, InPlace(cache)), failed_B=failed_B)
 
     def verify(
         self, rows: Verified, prediction: Prediction, view: View
-    ) -> tuple[Int[Array, "B Q"], Float[Array, "B Q D"], Cache]:
+    ) -> tuple[Int[Array, "B Q"], Bool[Array, "B Q"], Float[Array, "B Q D"], Cache]:
         """Runs the verifier on the draft and draws the target, where log p_T = R log p_D + (1 - R) log p_AR + constant.
 
         Args:
@@ -73,7 +78,8 @@ class Apd:
             view: the step.
 
         Returns:
-            The target's tokens, the verifier's hidden states at the draft, and its cache with them.
+            The target's tokens, where their logits are finite, the verifier's hidden states at the draft, and its cache
+            with them.
         """
         hidden_BQD, cache = self._read(prediction.token_BQ, view.start_B, pad_B=view.pad_B, cache=rows.cache.value)
         # A token is scored by the hidden state before it.
@@ -85,7 +91,7 @@ class Apd:
         )
         gumbel_BQV = None if prediction.gumbel_BQV is None else prediction.gumbel_BQV[..., :shared]
         target_BQ = draw(drawn_from(mixture_BQV, self.sampler), self.sampler, gumbel_BQV=gumbel_BQV)
-        return target_BQ, hidden_BQD, cache
+        return target_BQ, jnp.isfinite(jnp.max(mixture_BQV, axis=-1)), hidden_BQD, cache
 
     @property
     def verifier(self) -> Transformer:
@@ -117,7 +123,11 @@ class LeftToRight:
     """The baseline without a verifier: a fixed number of tokens per step from left to right."""
 
     tokens_per_step: Int[Array, ""]
-    eos_id: int = struct.field(pytree_node=False)
+    end_ids: tuple[int, ...] = struct.field(pytree_node=False)
+
+    def most_forwards(self, geometry: Geometry) -> int:
+        """One per position: every forward commits at least one."""
+        return geometry.gen_length
 
     def init(self, state: DecodeState, geometry: Geometry) -> tuple[()]:
         """Nothing to remember."""
@@ -126,30 +136,30 @@ class LeftToRight:
     def commit(self, rows: tuple[()], prediction: Prediction, view: View, noise: Noise) -> Commit:
         """The first tokens of the draft, or all that are left."""
         count_B = jnp.full_like(view.start_B, self.tokens_per_step)
-        return accept(count_B, prediction, view, eos_id=self.eos_id)
+        return accept(count_B, prediction, view, end_ids=self.end_ids)
 
 
-def build(apd: ApdSettings, *, sampler: Sampler, verifier: Model | None, eos_id: int) -> Apd | LeftToRight:
+def build(apd: ApdSettings, *, sampler: Sampler, verifier: Model | None, end_ids: tuple[int, ...]) -> Apd | LeftToRight:
     """The policy of the settings: APD with a verifier, without one its baseline.
 
     Args:
         apd: the settings.
         sampler: how the draft is drawn.
         verifier: the causal model.
-        eos_id: of the diffusion model.
+        end_ids: tokens that end a text.
     """
     if verifier is None:
-        return LeftToRight(jnp.int32(apd.tokens_per_step), eos_id)
+        return LeftToRight(jnp.int32(apd.tokens_per_step), end_ids)
     return Apd(
         graphdef=verifier.graphdef, params=verifier.params, mixture_weight=jnp.float32(apd.mixture_weight),
-        sampler=sampler.greedy() if apd.target == "argmax" else sampler, eos_id=eos_id,
+        sampler=sampler.greedy() if apd.target == "argmax" else sampler, end_ids=end_ids,
     )  # fmt: skip
 
 
-def accept(count_B: Int[Array, "B"], prediction: Prediction, view: View, *, eos_id: int) -> Commit:
-    """Commits the first `count_B` drafted tokens inside the canvas; an EoS among them ends the row behind the last."""
+def accept(count_B: Int[Array, "B"], prediction: Prediction, view: View, *, end_ids: tuple[int, ...]) -> Commit:
+    """Commits the first `count_B` drafted tokens inside the canvas; an end of text among them ends the row behind the last."""
     mask_BQ: Bool[Array, "B Q"] = view.open_BQ & (jnp.arange(view.open_BQ.shape[1])[None, :] < count_B[:, None])
     behind_B = view.start_B + mask_BQ.sum(axis=1)
-    stops_B = (mask_BQ & (prediction.token_BQ == eos_id)).any(axis=1)
+    stops_B = (mask_BQ & is_any(prediction.token_BQ, end_ids)).any(axis=1)
     end_B = jnp.where(stops_B, behind_B, view.end_B)
     return Commit(mask_BQ, prediction.token_BQ, leave_B=behind_B >= end_B, rows=(), end_B=end_B)

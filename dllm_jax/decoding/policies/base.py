@@ -38,6 +38,7 @@ class Commit(NamedTuple):
     leave_B: Bool[Array, "B"]  # the row is done with its block, whatever is left in it
     rows: Any  # the policy's own state, leading axis B; the driver freezes it for idle rows, but not what is `InPlace`
     end_B: Int[Array, "B"] | None = None  # where the row ends now, as a canvas column; None: as before
+    failed_B: Bool[Array, "B"] | None = None  # rows for which a model of the policy's own met non-finite numbers
     accepted_BQ: Bool[Array, "B Q"] | None = None  # slots whose token a learned filter takes for final
 
 
@@ -68,6 +69,9 @@ class Reported:
 
 class CommitPolicy(Protocol):
     """Decides what is committed."""
+
+    def most_forwards(self, geometry: Geometry) -> int:
+        """The most forwards that a row can need; one that is not done then ends with an error (CONTRIBUTING, Bounds)."""
 
     def init(self, state: DecodeState, geometry: Geometry) -> Any:
         """The policy's per-row state before the first forward."""

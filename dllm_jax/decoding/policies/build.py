@@ -15,7 +15,8 @@ from dllm_jax.models.model import Model
 
 
 def build_policy(
-    config: Config, *, sampler: Sampler, verifier: Model | None, filter_: Filter | None, eos_id: int, mask_id: int
+    config: Config, *, sampler: Sampler, verifier: Model | None, filter_: Filter | None, end_ids: tuple[int, ...],
+    mask_id: int,
 ) -> CommitPolicy:
     """The policy that `decode.policy` names.
 
@@ -24,7 +25,7 @@ def build_policy(
         sampler: how tokens are drawn.
         verifier: the causal model of `apd`.
         filter_: the filter of `learn2pd`.
-        eos_id: the token that ends a text.
+        end_ids: the tokens that end a text.
         mask_id: the token of a masked position.
 
     Raises:
@@ -43,7 +44,7 @@ def build_policy(
         case "entropy" | "maskgit_plus" | "topk_margin":
             return DreamOrder(share_S=jnp.asarray(shares(steps, eps=decode.eps)), score=SCORES[decode.policy])
         case "apd":
-            return apd.build(config.apd, sampler=sampler, verifier=verifier, eos_id=eos_id)
+            return apd.build(config.apd, sampler=sampler, verifier=verifier, end_ids=end_ids)
         case "learn2pd" if filter_:
             threshold = jnp.float32(config.learn2pd.threshold)
             return Learn2pd(filter_.params, threshold, steps_per_block, filter_.graphdef)

@@ -23,6 +23,10 @@ class Scheduled:
     steps_per_block: Int[Array, ""]
     shuffled: bool = struct.field(pytree_node=False, default=False)
 
+    def most_forwards(self, geometry: Geometry) -> int:
+        """One per position: every forward commits at least one."""
+        return geometry.gen_length
+
     def init(self, state: DecodeState, geometry: Geometry) -> Int[Array, "B"]:
         """Masks of the block when the row entered it."""
         return jnp.zeros_like(state.block_B)

@@ -96,6 +96,10 @@ class Dico:
     mask_id: int = struct.field(pytree_node=False)
     traced_forwards: int = struct.field(pytree_node=False)  # room for a trace, 0 without one
 
+    def most_forwards(self, geometry: Geometry) -> int:
+        """Two per position and one more, see above."""
+        return 2 * geometry.gen_length + 1
+
     def init(self, state: DecodeState, geometry: Geometry) -> Rows:
         """Empty logs; where a row stands is set when it comes into a block."""
         log = PhaseLog.empty(forwards=self.traced_forwards, block_length=geometry.block_length)

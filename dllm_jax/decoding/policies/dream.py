@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.policies.base import Commit, View, full
-from dllm_jax.decoding.prediction import Prediction
+from dllm_jax.decoding.prediction import Prediction, proposable
 from dllm_jax.decoding.sampling import Noise, top_n
 from dllm_jax.decoding.state import DecodeState
 
@@ -44,11 +44,12 @@ def top_probability(prediction: Prediction) -> Float[Array, "B Q"]:
 
 
 def probability_margin(prediction: Prediction) -> Float[Array, "B Q"]:
-    """`topk_margin`: the largest probability minus the second largest."""
+    """`topk_margin`: the probability of the best token minus the largest other; below 0 where [MASK] is surer."""
     probability_BQV = jax.nn.softmax(prediction.logits_BQV, axis=-1)
-    best_BQ1 = jnp.argmax(probability_BQV, axis=-1, keepdims=True)
+    allowed_BQV = proposable(probability_BQV, prediction.mask_id)
+    best_BQ1 = jnp.argmax(allowed_BQV, axis=-1, keepdims=True)
     is_best_BQV = jnp.arange(probability_BQV.shape[-1])[None, None] == best_BQ1
-    return jnp.max(probability_BQV, axis=-1) - jnp.max(jnp.where(is_best_BQV, 0, probability_BQV), axis=-1)
+    return jnp.max(allowed_BQV, axis=-1) - jnp.max(jnp.where(is_best_BQV, 0, probability_BQV), axis=-1)
 
 
 def negative_entropy(prediction: Prediction) -> Float[Array, "B Q"]:
@@ -71,6 +72,10 @@ class DreamOrder:
 
     share_S: Float[Array, "S"]
     score: Score = struct.field(pytree_node=False)
+
+    def most_forwards(self, geometry: Geometry) -> int:
+        """Its steps; the last commits all that is left."""
+        return len(self.share_S)
 
     def init(self, state: DecodeState, geometry: Geometry) -> tuple[()]:
         """Nothing to remember."""

@@ -27,6 +27,10 @@ class Learn2pd:
     steps_per_block: Int[Array, ""]
     graphdef: Any = struct.field(pytree_node=False)  # of the filter
 
+    def most_forwards(self, geometry: Geometry) -> int:
+        """One per position: every forward commits at least one."""
+        return geometry.gen_length
+
     def init(self, state: DecodeState, geometry: Geometry) -> Int[Array, "B"]:
         """Masks of the block when the row entered it."""
         return jnp.zeros_like(state.block_B)

@@ -51,10 +51,14 @@ class Oracle:
 
     answer_BG: Int[Array, "B G"]
 
+    def most_forwards(self, geometry: Geometry) -> int:
+        """One more per block than it has positions."""
+        return geometry.gen_length + geometry.num_blocks
+
     def init(self, state: DecodeState, geometry: Geometry) -> Rows:
         """An empty log with room for every forward."""
         batch, slots = len(state.row_B), geometry.block_length
-        forwards = geometry.gen_length + geometry.num_blocks
+        forwards = self.most_forwards(geometry)
         nothing_BFQ = jnp.zeros((batch, forwards, slots), bool)
         zero_BF = jnp.zeros((batch, forwards), jnp.int32)
         log = ReplayLog(nothing_BFQ.astype(jnp.float32), nothing_BFQ, nothing_BFQ, zero_BF, zero_BF)

@@ -17,6 +17,10 @@ class Threshold:
 
     value: Float[Array, ""]
 
+    def most_forwards(self, geometry: Geometry) -> int:
+        """One per position: every forward commits at least one."""
+        return geometry.gen_length
+
     def init(self, state: DecodeState, geometry: Geometry) -> tuple[()]:
         """Nothing to remember."""
         return ()
@@ -37,6 +41,10 @@ class Factor:
     """
 
     value: Float[Array, ""]
+
+    def most_forwards(self, geometry: Geometry) -> int:
+        """One per position: every forward commits at least one."""
+        return geometry.gen_length
 
     def init(self, state: DecodeState, geometry: Geometry) -> tuple[()]:
         """Nothing to remember."""
