@@ -143,7 +143,7 @@ def verifier_shape(network: NetworkSettings, teacher: TransformerConfig, *, eot_
         qkv_bias=True,
         causal=True,
         eos_id=teacher.eos_id,
-        eot_id=eot_id,
+        other_end_ids=() if eot_id is None else (eot_id,),
     )
 
 
