@@ -27,8 +27,8 @@ from dllm_jax.errors import UsageError
 from dllm_jax.evals.scorers import scorer_for
 
 
-def main(config: Config) -> None:
-    """Decodes and scores all tasks, prints a table, writes results and metrics."""
+def main(config: Config) -> int:
+    """Decodes and scores all tasks, prints a table, writes results and metrics; 1 if rows ended with an error."""
     from dllm_jax import jobs  # imports JAX: only after the flags are parsed
     from dllm_jax.evals.metrics import summarize
 
@@ -42,6 +42,7 @@ def main(config: Config) -> None:
     print(jobs.summary(metrics))
     if config.output.path:
         print(f"results in {config.output.path}, metrics in {config.output.path}.metrics.json")
+    return jobs.exit_code(result.rows)
 
 
 def _with_tasks(config: Config) -> Config:

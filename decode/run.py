@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from dllm_jax.data.prompts import Prompt
 
 
-def main(config: Config) -> None:
-    """Decodes all prompts and writes or prints the results."""
+def main(config: Config) -> int:
+    """Decodes all prompts and writes or prints the results; returns 1 if rows ended with an error."""
     from dllm_jax import jobs  # imports JAX: only after the flags are parsed
 
     job = jobs.prepare(config)
@@ -44,6 +44,7 @@ def main(config: Config) -> None:
         for row in result.rows:
             print(json.dumps(row, ensure_ascii=False))
         print(summary, file=sys.stderr)
+    return jobs.exit_code(result.rows)
 
 
 def _table(prompts: "list[Prompt]", rows: "list[Row]") -> Table:
@@ -53,7 +54,7 @@ def _table(prompts: "list[Prompt]", rows: "list[Row]") -> Table:
         table.add_column(title, justify="right")
     for prompt, row in zip(prompts, rows, strict=True):
         question = prompt.text or (prompt.messages[-1]["content"] if prompt.messages else str(prompt.prompt_ids))
-        answer = str(row["output_ids"][: row["num_tokens"]]) if row["text"] is None else row["text"]
+        answer = str(row["output_ids"]) if row["text"] is None else row["text"]
         numbers = (str(row["num_tokens"]), str(row["nfe"]), f"{row['num_tokens'] / row['nfe']:.2f}")
         table.add_row(*map(Text, (question, answer, *numbers)))
     return table

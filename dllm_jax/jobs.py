@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib.metadata
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from dllm_jax.checkpoints.load import dtype_on, load_model, resolve, tuned
 from dllm_jax.config import Config, wants_verifier
 from dllm_jax.data.outputs import ResultFile, Row
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
-from dllm_jax.decoding import text
+from dllm_jax.decoding import end_tokens, text
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeResult, Timing
 from dllm_jax.decoding.vocabulary import check_shared
@@ -28,6 +29,8 @@ from dllm_jax.models.model import Model, random_model
 from dllm_jax.models.registry import PRESETS
 from dllm_jax.progress import for_people
 from dllm_jax.settings import TokenizerSettings
+
+SHOWN_ERRORS = 20  # ids of failed rows named on stderr; all are in the output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,10 +77,8 @@ def prepare(config: Config, *, check: Check | None = None) -> Job:
     codec = load_codec(config, model)
     if verifier:
         _check_tokens(model, verifier, codec=codec)
-    eot_id = text.end_of_turn(
-        config.model.eot_token_id, config_id=model.config.eot_id, codec=codec, vocab_size=model.config.vocab_size
-    )
-    decoder = Decoder(model, config, verifier=verifier, filter_=filter_, eot_id=eot_id)
+    end_ids = end_tokens.end_tokens(model.config, codec, setting=config.model.eot_token_id)
+    decoder = Decoder(model, config, verifier=verifier, filter_=filter_, end_ids=end_ids)
     kept, tokens = [], []
     for prompt in prompts:
         with bad.line(prompt.line):
@@ -86,6 +87,8 @@ def prepare(config: Config, *, check: Check | None = None) -> Job:
             kept.append(prompt)
             tokens.append(encoded)
     bad.report(good=len(kept))
+    ends = end_tokens.names(end_ids, codec)
+    print("end of text:", ", ".join(f"{i} {name}".strip() for i, name in ends.items()), file=sys.stderr)
     return Job(config=config, decoder=decoder, codec=codec, prompts=kept, tokens=tokens, file=file, done=done)
 
 
@@ -125,10 +128,30 @@ def finish(job: Job, result: JobResult, scores: Mapping[str, Any]) -> dict[str, 
     Returns:
         All metrics. Seconds, iterations, columns and rates cover the `timed_samples` decoded in this run.
     """
-    metrics = dict(scores) | _counts(job, result) | environment(config=job.config, model=job.decoder.model)
+    ends = {str(i): name for i, name in end_tokens.names(job.decoder.end_ids, job.codec).items()}
+    metrics = {
+        **scores,
+        **_counts(job, result),
+        "end_tokens": ends,
+        **environment(config=job.config, model=job.decoder.model),
+    }
     if job.file:
         job.file.finish(result.rows, metrics)
     return metrics
+
+
+def exit_code(rows: Sequence[Row]) -> int:
+    """The exit code of a finished job: 1 if rows ended with an error, which are named on stderr, else 0."""
+    failed = [str(row["id"]) for row in rows if row["finish_reason"] == "error"]
+    if not failed:
+        return 0
+    shown = ", ".join(failed[:SHOWN_ERRORS]) + (", ..." if len(failed) > SHOWN_ERRORS else "")
+    print(
+        f"error: {len(failed)} of {len(rows)} rows ended with finish_reason error (the model gave NaN or infinite "
+        f"numbers, or decoding did not end within the forwards it can need): {shown}",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
@@ -219,8 +242,8 @@ def load_codec(config: Config, model: Model) -> text.TextCodec | None:
     return codec
 
 
-def open_text_model(config: Config, mesh: Mesh) -> tuple[Model, text.TextCodec, int | None]:
-    """The model, its tokenizer and its end-of-turn token, for commands that cannot do without text.
+def open_text_model(config: Config, mesh: Mesh) -> tuple[Model, text.TextCodec, tuple[int, ...]]:
+    """The model, its tokenizer and the tokens that end a text, for commands that cannot do without text.
 
     Raises:
         UsageError: one of them is missing or broken.
@@ -229,10 +252,7 @@ def open_text_model(config: Config, mesh: Mesh) -> tuple[Model, text.TextCodec, 
     codec = load_codec(config, model)
     if codec is None:
         raise UsageError(f"tokenizer.path: expected a tokenizer, to read text, got none in {model.path!r}")
-    eot_id = text.end_of_turn(
-        config.model.eot_token_id, config_id=model.config.eot_id, codec=codec, vocab_size=model.config.vocab_size
-    )
-    return model, codec, eot_id
+    return model, codec, end_tokens.end_tokens(model.config, codec, setting=config.model.eot_token_id)
 
 
 def _encode(prompt: Prompt, codec: text.TextCodec | None) -> list[int]:
@@ -245,12 +265,13 @@ def _encode(prompt: Prompt, codec: text.TextCodec | None) -> list[int]:
 
 def _row(prompt: Prompt, result: DecodeResult, i: int, codec: text.TextCodec | None) -> Row:
     """The output line of row `i` of a batch."""
-    output_ids, num_tokens = result.tokens_BG[i].tolist(), int(result.num_tokens_B[i])
+    output_ids, masks_left = result.tokens_BG[i].tolist(), int(result.masks_left_B[i])
     return {
         "id": prompt.id,
-        "text": codec.decode(output_ids[:num_tokens]) if codec else None,
+        "text": codec.decode(result.text_ids(i)) if codec else None,
         "output_ids": output_ids,
-        "num_tokens": num_tokens,
+        "num_tokens": int(result.num_tokens_B[i]),
+        **({"masks_left": masks_left} if masks_left else {}),
         "nfe": int(result.nfe_B[i]),
         "commit_step": result.commit_step_BG[i].tolist(),
         "finish_reason": result.finish_reason[i],
@@ -285,6 +306,7 @@ def _counts(job: Job, result: JobResult) -> dict[str, Any]:
         "num_tokens": num_tokens,
         "nfe_sum": nfe,
         "nfe_mean": nfe / len(result.rows),
+        "num_errors": sum(row["finish_reason"] == "error" for row in result.rows),
         **({"forwards_by_phase": by_phase} if by_phase else {}),
         "timed_samples": len(result.timed_rows),
         "iterations": result.iterations,

@@ -34,6 +34,10 @@ class Endless:
 
     policy: CommitPolicy
 
+    def most_forwards(self, geometry: Geometry) -> int:
+        """More than any loop here runs."""
+        return 2**31 - 1
+
     def init(self, state: DecodeState, geometry: Geometry) -> Any:
         """The policy's own."""
         return self.policy.init(state, geometry)

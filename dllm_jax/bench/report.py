@@ -74,8 +74,7 @@ def _decoder(
 def random_prompts(model: Model, *, rows: int, length: int, seed: int) -> list[list[int]]:
     """Prompts of ordinary tokens."""
     config = model.config
-    special = [token for token in (config.mask_id, config.eos_id, config.eot_id) if token is not None]
-    ordinary = np.setdiff1d(np.arange(config.vocab_size), special)
+    ordinary = np.setdiff1d(np.arange(config.vocab_size), [config.mask_id, *config.end_ids])
     return np.random.default_rng(seed).choice(ordinary, (rows, length)).tolist()
 
 

@@ -1,23 +1,27 @@
 """The small files of a checkpoint folder, and how a folder comes into being: whole or not at all."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dllm_jax.errors import UsageError
 from dllm_jax.models import registry
+from dllm_jax.models.fields import token_ids
 from dllm_jax.models.transformer import TransformerConfig
 
 # What travels with the weights besides config.json: the tokenizer, and code for other frameworks (never run here).
 TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
 )  # fmt: skip
-COMPANIONS = (*TOKENIZER, "generation_config.json", "*.py")
+GENERATION = "generation_config.json"
+COMPANIONS = (*TOKENIZER, GENERATION, "*.py")
 SIZES = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "vocab_size", "max_length")
+ENDS, PAD = ("eos_token_id", "eot_token_id"), "pad_token_id"  # fields of both files
 NAMES_IN_ERRORS = 8
 MARKS = ("config.json", "filter.safetensors")  # one of them is in every folder that we write
 
@@ -46,13 +50,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> TransformerConfig:
-    """The model that a folder's config.json describes.
+    """The model that a folder's config.json describes, with the end tokens of the generation_config.json beside it.
 
     Raises:
         UsageError: no such file, a malformed one, or a model we cannot build.
     """
-    path = folder / "config.json"
+    path, generation_path = folder / "config.json", folder / GENERATION
     fields = read_json(path)
+    generation = read_json(generation_path) if generation_path.is_file() else {}
+    if fields.get("eos_token_id") is None:
+        fields["eos_token_id"] = generation.get("eos_token_id")
     try:
         config = registry.parse_config(fields)
     except UsageError as error:
@@ -63,11 +70,25 @@ def read_config(folder: Path) -> TransformerConfig:
         size = getattr(config, name)
         if type(size) is not int or size < 1:
             raise UsageError(f"{path}: expected a positive whole number for {name}, got {size!r}")
-    for name in ("mask_id", "eos_id", "eot_id"):
-        token = getattr(config, name)
-        if token is not None and not (type(token) is int and 0 <= token < config.vocab_size):
-            raise UsageError(f"{path}: expected {name} in the vocabulary of {config.vocab_size}, got {token!r}")
-    return config
+    known, more = (_special_ids(file, config.vocab_size) for file in ((path, fields), (generation_path, generation)))
+    if config.eos_id == config.mask_id:
+        raise UsageError(f"{path}: expected another eos_token_id than the mask_token_id, got {config.eos_id} for both")
+    others = {token for ids in (known, more) for name in ENDS for token in ids[name]} - {config.eos_id}
+    pads = {*known[PAD], *more[PAD]} - {config.eos_id}
+    return dataclasses.replace(config, other_end_ids=tuple(sorted(others)), pad_ids=tuple(sorted(pads)))
+
+
+def _special_ids(file: tuple[Path, Mapping[str, Any]], vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """The ids in the fields of a file that name special tokens, all of them in the vocabulary."""
+    path, fields = file
+    try:
+        ids = {name: token_ids(fields, name, file=path.name) for name in (*ENDS, PAD, "mask_token_id")}
+    except UsageError as error:
+        raise UsageError(f"{path.parent}: {error}") from error
+    for name, tokens in ids.items():
+        if any(token >= vocab_size for token in tokens):
+            raise UsageError(f"{path}: expected {name} in the vocabulary of {vocab_size}, got {max(tokens)}")
+    return ids
 
 
 def copy_companions(source: Path, target: Path, *, patterns: tuple[str, ...] = COMPANIONS) -> None:

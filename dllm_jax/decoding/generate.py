@@ -177,12 +177,13 @@ class Decoder:
             confidence_BG=np.where(is_behind_BG, 0, host(final.confidence_BL)[:, generated]),
             end_B=end_B,
             text_end_B=text_end_B,
-            num_tokens_B=np.sum(is_text_BG & ~is_mask_BG, axis=1, dtype=np.int32),
-            masks_left_B=np.sum(is_mask_BG, axis=1, dtype=np.int32),
+            num_tokens_B=(is_text_BG & ~is_mask_BG).sum(axis=1, dtype=np.int32),
+            masks_left_B=is_mask_BG.sum(axis=1, dtype=np.int32),
             finish_reason=reasons,
             iterations=int(final.iterations),
             columns=int(final.columns),
             timing=timing,
+            mask_id=self.mask_id,
             log=jax.tree.map(host, final.log),
         )
 
@@ -246,8 +247,9 @@ def finish(
     Returns:
         int32 [B], positions before the first of those tokens, else gen_length; and the reasons, see `DecodeResult`.
     """
-    is_end_BG = np.isin(tokens_BG, end_ids)
-    has_end_B, first_B = is_end_BG.any(axis=1), is_end_BG.argmax(axis=1)
+    is_end_BG: np.ndarray = np.isin(tokens_BG, end_ids)
+    has_end_B = np.asarray(is_end_BG.any(axis=1))
+    first_B = is_end_BG.argmax(axis=1)
     text_end_B = np.where(has_end_B, first_B, tokens_BG.shape[1]).astype(np.int32)
 
     def reason(row: int) -> str:
@@ -277,5 +279,6 @@ def decode_all(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> DecodeResu
         iterations=sum(result.iterations for result in results),
         columns=sum(result.columns for result in results),
         timing=sum((result.timing for result in results), Timing(0.0, 0.0, 0, 0)),
+        mask_id=decoder.mask_id,
         log=jax.tree.map(lambda *parts: np.concatenate(parts)[order], *[result.log for result in results]),
     )

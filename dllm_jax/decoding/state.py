@@ -79,11 +79,12 @@ class DecodeResult:
         text_end_B: int32 [B], generated positions before the first token that ends a text; gen_length without one.
         num_tokens_B: int32 [B], tokens there; masks are none.
         masks_left_B: int32 [B], positions of tokens_BG that still hold the mask id.
-        finish_reason: "eos", another end of text "eot_id", "length", or "error" per row: it met NaN or infinite numbers, or
-            its decoder did not come to an end within the forwards it can need.
+        finish_reason: "eos", another end of text "eot_id", "length", or "error" per row: it met NaN or infinite
+            numbers, or its decoder did not come to an end within the forwards it can need.
         iterations: forwards of the batches, idle rows included.
         columns: canvas columns those forwards ran per row: the work done, where forwards differ in width.
         timing: seconds and compilations.
+        mask_id: the mask token of the model.
         log: what the policy reports (a `PolicyLog`), None if it does not.
     """
 
@@ -99,4 +100,10 @@ class DecodeResult:
     iterations: int
     columns: int
     timing: Timing
+    mask_id: int
     log: Any = None
+
+    def text_ids(self, row: int) -> list[int]:
+        """The ids of a row's text: up to the first token that ends it, without masks."""
+        ids = self.tokens_BG[row, : self.text_end_B[row]]
+        return ids[ids != self.mask_id].tolist()

@@ -12,8 +12,6 @@ from dllm_jax.data.prompts import Prompt
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import TokenizerSettings
 
-END_OF_TURN = "<|eot_id|>"
-
 
 @dataclasses.dataclass(frozen=True)
 class TextCodec:
@@ -31,11 +29,6 @@ class TextCodec:
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return max(self.tokenizer.get_vocab().values()) + 1
-
-    @property
-    def eot_id(self) -> int | None:
-        """The token that ends a turn, if the tokenizer has one."""
-        return self.tokenizer.get_vocab().get(END_OF_TURN)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Tokens of a prompt: a chat that awaits the answer, or the bare text.
@@ -111,24 +104,3 @@ def check_vocabulary(codec: TextCodec, vocab_size: int) -> None:
         raise UsageError(
             f"tokenizer.path: expected at most {vocab_size} entries (the model's vocabulary), got {codec.vocab_size}"
         )
-
-
-def end_of_turn(setting: int, *, config_id: int | None, codec: TextCodec | None, vocab_size: int) -> int | None:
-    """The token that ends a turn: the setting, else the model's config.json, else the tokenizer's, else none.
-
-    Args:
-        setting: model.eot_token_id, -1 for unset.
-        config_id: the id of the model's config.json.
-        codec: the tokenizer, if there is one.
-        vocab_size: of the model.
-
-    Raises:
-        UsageError: the setting is no token of the model.
-    """
-    if not -1 <= setting < vocab_size:
-        raise UsageError(f"model.eot_token_id: expected -1 to {vocab_size - 1}, got {setting}")
-    if setting >= 0:
-        return setting
-    if config_id is not None or codec is None:
-        return config_id
-    return codec.eot_id

@@ -8,8 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from dllm_jax.errors import UsageError
 from dllm_jax.models import qwen2
+from dllm_jax.models.fields import first_token_id, require
 from dllm_jax.models.transformer import TransformerConfig
 
 TENSOR_NAMES = qwen2.TENSOR_NAMES
@@ -21,6 +21,7 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     Raises:
         UsageError: a field is missing, or asks for a variant that is not built.
     """
-    if fields.get("mask_token_id") is None:
-        raise UsageError("config.json: expected the field(s) mask_token_id, got none")
-    return dataclasses.replace(qwen2.parse_config(fields), causal=False, logit_shift=1, mask_id=fields["mask_token_id"])
+    require(fields, ["mask_token_id"])
+    return dataclasses.replace(
+        qwen2.parse_config(fields), causal=False, logit_shift=1, mask_id=first_token_id(fields, "mask_token_id")
+    )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
+from dllm_jax.models.fields import first_token_id, require
 from dllm_jax.models.transformer import TransformerConfig
 
 # Our parameter -> the tensors it is made of, in order; {i} is the layer.
@@ -26,6 +27,11 @@ TENSOR_NAMES: dict[str, tuple[str, ...]] = {
     "head": ("model.transformer.ff_out.weight",),
 }
 
+_NEEDED = (
+    "d_model", "n_heads", "n_layers", "mlp_hidden_size", "vocab_size", "rope_theta", "max_sequence_length",
+    "mask_token_id", "eos_token_id",
+)  # fmt: skip
+
 # Variants of the architecture that the releases do not use and that would change the arithmetic.
 _ONLY = {
     "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True, "alibi": False,
@@ -40,13 +46,7 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     Raises:
         UsageError: a field is missing, or asks for a variant that is not built.
     """
-    needed = (
-        "d_model", "n_heads", "n_layers", "mlp_hidden_size", "vocab_size", "rope_theta", "max_sequence_length",
-        "mask_token_id", "eos_token_id",
-    )  # fmt: skip
-    missing = [name for name in needed if fields.get(name) is None]
-    if missing:
-        raise UsageError(f"config.json: expected the field(s) {', '.join(missing)}, got none")
+    require(fields, _NEEDED)
     for name, expected in _ONLY.items():
         got = fields.get(name)
         if got is not None and got != expected:
@@ -71,7 +71,6 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         norm_eps=float(fields.get("rms_norm_eps") or 1e-5),
         max_length=fields["max_sequence_length"],
         tied_embeddings=bool(fields.get("weight_tying")),
-        mask_id=fields["mask_token_id"],
-        eos_id=fields["eos_token_id"],
-        eot_id=fields.get("eot_token_id"),
+        mask_id=first_token_id(fields, "mask_token_id"),
+        eos_id=first_token_id(fields, "eos_token_id"),
     )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
+from dllm_jax.models.fields import first_token_id, require
 from dllm_jax.models.transformer import TransformerConfig
 
 # Our parameter -> the tensors it is made of, in order; {i} is the layer.
@@ -43,9 +44,7 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     Raises:
         UsageError: a field is missing, or asks for a variant that is not built.
     """
-    missing = [name for name in _NEEDED if fields.get(name) is None]
-    if missing:
-        raise UsageError(f"config.json: expected the field(s) {', '.join(missing)}, got none")
+    require(fields, _NEEDED)
     _refuse_variants(fields)
     heads, dim = fields["num_attention_heads"], fields["hidden_size"]
     kv_heads = fields.get("num_key_value_heads") or heads
@@ -70,14 +69,13 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         qkv_bias=True,
         tied_embeddings=bool(fields.get("tie_word_embeddings")),
         causal=True,
-        eos_id=fields["eos_token_id"],
-        eot_id=fields.get("eot_token_id"),
+        eos_id=first_token_id(fields, "eos_token_id"),
     )
 
 
 def config_fields(config: TransformerConfig) -> dict[str, Any]:
     """The config.json of a Qwen2 model: what `parse_config` reads back, and what transformers wants to know."""
-    fields = {
+    return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
         "hidden_size": config.embed_dim,
@@ -93,11 +91,10 @@ def config_fields(config: TransformerConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "tie_word_embeddings": config.tied_embeddings,
         "use_sliding_window": False,
-        "eos_token_id": config.eos_id,
+        "eos_token_id": list(config.end_ids) if config.end_ids[1:] else config.eos_id,
         "pad_token_id": config.eos_id,
         "bos_token_id": None,
     }
-    return fields if config.eot_id is None else fields | {"eot_token_id": config.eot_id}
 
 
 def _refuse_variants(fields: Mapping[str, Any]) -> None:

@@ -13,11 +13,12 @@ _FAMILIES = {"llada": llada, "Dream": dream, "qwen2": qwen2}  # by model_type
 PRESETS = {
     "llada_8b": TransformerConfig(
         family="llada", num_layers=32, embed_dim=4096, num_heads=32, num_kv_heads=32, head_dim=128, mlp_dim=12288,
-        vocab_size=126464, rope_theta=5e5, norm_eps=1e-5, max_length=4096, mask_id=126336, eos_id=126081, eot_id=126348,
+        vocab_size=126464, rope_theta=5e5, norm_eps=1e-5, max_length=4096, mask_id=126336, eos_id=126081,
+        other_end_ids=(126348,),
     ),
     "llada_tiny": TransformerConfig(
         family="llada", num_layers=8, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384,
-        vocab_size=512, rope_theta=1e4, norm_eps=1e-5, max_length=4096, mask_id=2, eos_id=0, eot_id=5,
+        vocab_size=512, rope_theta=1e4, norm_eps=1e-5, max_length=4096, mask_id=2, eos_id=0, other_end_ids=(5,),
     ),
     "dream_7b": TransformerConfig(
         family="Dream", num_layers=28, embed_dim=3584, num_heads=28, num_kv_heads=4, head_dim=128, mlp_dim=18944,

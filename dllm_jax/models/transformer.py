@@ -35,14 +35,20 @@ class TransformerConfig:
     causal: bool = False
     logit_shift: int = 0  # 1: a position is predicted by the hidden state of its left neighbour (Dream)
     mask_id: int | None = None  # the [MASK] token; None for autoregressive models
-    eos_id: int  # end of text, also the padding
-    eot_id: int | None = None  # end of turn
+    eos_id: int  # end of text, also what fills the output behind it
+    other_end_ids: tuple[int, ...] = ()  # further tokens that end a text, such as the end of a turn
+    pad_ids: tuple[int, ...] = ()  # the padding of other frameworks; ends a text, unless it is ordinary text
     attention_kernel: str = "xla"  # see layers.attend
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text as far as config.json tells, EoS first."""
-        return (self.eos_id,) if self.eot_id is None else (self.eos_id, self.eot_id)
+        """Every token that ends a text, as the model's files name them: EoS, then the others by id; never the mask."""
+        return (self.eos_id, *sorted({*self.other_end_ids, *self.pad_ids} - {self.eos_id, self.mask_id}))
+
+    @property
+    def eot_id(self) -> int | None:
+        """The first token besides EoS that ends a text."""
+        return next(iter(self.end_ids[1:]), None)
 
 
 class Block(nnx.Module):

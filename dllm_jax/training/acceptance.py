@@ -26,7 +26,7 @@ class HeldOut:
         model: the diffusion model.
         config: of the decoding; decode.policy is apd.
         codec: of the diffusion model, to score answers.
-        eot_id: the end-of-turn token.
+        end_ids: the tokens that end a text, EoS first.
         length: tokens of a row, for the token accuracy.
 
     Raises:
@@ -35,10 +35,10 @@ class HeldOut:
 
     def __init__(
         self, trainer: Trainer, samples: Sequence[Sample], *, model: Model, config: Config, codec: TextCodec,
-        eot_id: int | None, length: int,
+        end_ids: tuple[int, ...], length: int,
     ) -> None:  # fmt: skip
         self.trainer, self.samples, self.model, self.config = trainer, samples, model, config
-        self.eot_id, self.length = eot_id, length
+        self.end_ids, self.length = end_ids, length
         tokens = [sample.example.tokens[: sample.example.prompt_length].tolist() for sample in samples]
         self.prompts = HeldOutPrompts([sample.prompt for sample in samples], tokens, codec=codec)
         limit = model.config.max_length - config.decode.gen_length
@@ -61,7 +61,7 @@ class HeldOut:
         return {"loss": loss / tokens, "token_accuracy": correct / tokens}
 
     def _decode(self, verifier: Model) -> dict[str, float]:
-        decoder = Decoder(self.model, self.config, verifier=verifier, eot_id=self.eot_id)
+        decoder = Decoder(self.model, self.config, verifier=verifier, end_ids=self.end_ids)
         result = decode_all(decoder, self.prompts.tokens)
         accepted = int(np.count_nonzero(result.commit_step_BG)) / int(result.nfe_B.sum())
         return {"accepted_per_forward": accepted} | self.prompts.measured(result)

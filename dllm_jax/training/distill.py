@@ -31,7 +31,7 @@ def own_answers(prompts: Sequence[Prompt], config: Config, *, path: Path, overwr
         Output lines, in the order of the prompts.
 
     Raises:
-        UsageError: the answers there are of other settings or prompts, or decoding is refused.
+        UsageError: the answers there are of other settings or prompts, decoding is refused, or an answer failed.
     """
     metrics = path.with_name(path.name + ".metrics.json")
     if path.is_file() and metrics.is_file():
@@ -40,7 +40,7 @@ def own_answers(prompts: Sequence[Prompt], config: Config, *, path: Path, overwr
             [row["id"] for row in rows] != _ids(prompts) and "other prompts"
         )
         if not change:
-            return rows
+            return _complete(rows, path)
         if not overwrite:
             raise UsageError(
                 f"data.distill_path: expected answers decoded with the same settings in {path}, "
@@ -55,12 +55,20 @@ def own_answers(prompts: Sequence[Prompt], config: Config, *, path: Path, overwr
     )
     result = jobs.decode(job)
     jobs.finish(job, result, scores={})
-    return result.rows
+    return _complete(result.rows, path)
 
 
 def answer_tokens(row: Row) -> list[int]:
     """The tokens of a decoded answer with the one that ends it; without one, if the answer filled the canvas."""
     return row["output_ids"][: row["num_tokens"] + 1]
+
+
+def _complete(rows: list[Row], path: Path) -> list[Row]:
+    """The rows, if every one is an answer to learn from."""
+    failed = [row["id"] for row in rows if row["finish_reason"] == "error" or row.get("masks_left")]
+    if failed:
+        raise UsageError(f"data.distill_path: expected whole answers in {path}, got an error or masks in {failed[0]!r}")
+    return rows
 
 
 def _change(metrics: dict[str, Any], config: Config) -> str:

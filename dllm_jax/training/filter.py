@@ -78,7 +78,7 @@ def train(config: FilterTraining) -> dict[str, Any]:
     if held_out.prompts:
         comparison = compare(
             decoder.model, fitted.filter, held_out, config=config.decoding(), report=config.report,
-            eot_id=decoder.eot_id,
+            end_ids=decoder.end_ids,
         )  # fmt: skip
     seconds["report"] = time.perf_counter() - start - sum(seconds.values())
     metrics = {
@@ -111,8 +111,8 @@ def open_decoder(config: FilterTraining) -> tuple[Decoder, text.TextCodec]:
     """
     decoding = config.decoding()
     mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.decode.batch_size)
-    model, codec, eot_id = jobs.open_text_model(decoding, mesh)
-    return Decoder(model, decoding, eot_id=eot_id), codec
+    model, codec, end_ids = jobs.open_text_model(decoding, mesh)
+    return Decoder(model, decoding, end_ids=end_ids), codec
 
 
 def read(config: FilterTraining, decoder: Decoder, codec: text.TextCodec, *, reserved: Questions | None) -> Questions:

@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 def compare(
     model: Model, filter_: Filter, held_out: HeldOutPrompts, *, config: Config, report: ReportSettings,
-    eot_id: int | None,
+    end_ids: tuple[int, ...],
 ) -> list[Row]:  # fmt: skip
     """Decodes the prompts by every policy.
 
@@ -35,7 +35,7 @@ def compare(
         held_out: the prompts.
         config: of decoding one by one; its policy is replaced.
         report: what to compare with.
-        eot_id: the end-of-turn token.
+        end_ids: the tokens that end a text, EoS first.
 
     Returns:
         For each policy `policy`, `nfe` per prompt, `agreement` (share of the answers, up to the end of the text, that
@@ -47,7 +47,7 @@ def compare(
     with rich.progress.Progress(**for_people()) as progress:
         bar = progress.add_task("comparing", total=len(policies) + 1)
         for name, settings in policies:
-            decoder = Decoder(model, settings, filter_=filter_, eot_id=eot_id)
+            decoder = Decoder(model, settings, filter_=filter_, end_ids=end_ids)
             result = decode_all(decoder, held_out.tokens)
             if not rows:
                 baseline, baseline_decoder = result, decoder
@@ -92,8 +92,7 @@ def _policies(config: Config, report: ReportSettings) -> Iterator[tuple[str, Con
 
 
 def _row(name: str, result: DecodeResult, baseline: DecodeResult, *, blocks: int) -> Row:
-    pairs = zip(result.tokens_BG, result.num_tokens_B, baseline.tokens_BG, baseline.num_tokens_B, strict=True)
-    same = [np.array_equal(ours[:length], theirs[:wanted]) for ours, length, theirs, wanted in pairs]
+    same = [result.text_ids(i) == baseline.text_ids(i) for i in range(len(result.tokens_BG))]
     return {
         "policy": name,
         "nfe": float(result.nfe_B.mean()),

@@ -34,11 +34,9 @@ class HeldOutPrompts:
             result: of all prompts.
         """
         correct = defaultdict(list)
-        for prompt, is_right, tokens, length in zip(
-            self.prompts, self.scorers, result.tokens_BG, result.num_tokens_B, strict=True
-        ):
+        for row, (prompt, is_right) in enumerate(zip(self.prompts, self.scorers, strict=True)):
             if is_right:
-                correct[prompt.task].append(is_right(self.codec.decode(tokens[:length])))
+                correct[prompt.task].append(is_right(self.codec.decode(result.text_ids(row))))
         return {
             "tokens_per_forward": int(result.num_tokens_B.sum()) / int(result.nfe_B.sum()),
             **({"accuracy": fmean(itertools.chain(*correct.values()))} if correct else {}),

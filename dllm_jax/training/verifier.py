@@ -18,6 +18,7 @@ from dllm_jax.data import samples
 from dllm_jax.data.packing import training_batches
 from dllm_jax.data.samples import Sample
 from dllm_jax.decoding import text
+from dllm_jax.decoding.end_tokens import end_of_turn
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import batch_multiple, make_mesh
 from dllm_jax.models import qwen2
@@ -41,7 +42,7 @@ class Teacher:
     model: Model
     codec: text.TextCodec
     tokenizer: Path  # its folder
-    eot_id: int | None
+    end_ids: tuple[int, ...]  # the tokens that end a text, EoS first
 
 
 def train(config: VerifierTraining) -> dict[str, Any]:
@@ -62,12 +63,12 @@ def train(config: VerifierTraining) -> dict[str, Any]:
     mesh = training_mesh(config)
     teacher, training, held_out = read(config, mesh)
     trainer = Trainer(
-        verifier_shape(config.network, teacher.model.config, eot_id=teacher.eot_id),
+        verifier_shape(config.network, teacher.model.config, end_ids=teacher.end_ids),
         config.train, mesh=mesh, dtype=teacher.model.dtype,
     )  # fmt: skip
     evaluate = HeldOut(
-        trainer, held_out, model=teacher.model, config=config.acceptance(), codec=teacher.codec, eot_id=teacher.eot_id,
-        length=config.data.length,
+        trainer, held_out, model=teacher.model, config=config.acceptance(), codec=teacher.codec,
+        end_ids=teacher.end_ids, length=config.data.length,
     )  # fmt: skip
     batches = training_batches(
         [sample.example for sample in training], length=config.data.length, batch_size=config.train.batch_size,
@@ -102,7 +103,7 @@ def read(config: VerifierTraining, mesh: Mesh) -> tuple[Teacher, list[Sample], l
         overwrite = config.output.overwrite
         answers = distill.own_answers(corpus.prompts, config.distillation(), path=path, overwrite=overwrite)
     teacher = open_teacher(config, mesh)
-    end_id = teacher.model.config.eos_id if teacher.eot_id is None else teacher.eot_id
+    end_id = end_of_turn(teacher.end_ids, teacher.codec, setting=config.model.eot_token_id)
     return teacher, *corpus.encode(teacher.codec, answers=answers, end_id=end_id)
 
 
@@ -127,11 +128,13 @@ def open_teacher(config: VerifierTraining, mesh: Mesh) -> Teacher:
     Raises:
         UsageError: one of them is missing or broken.
     """
-    model, codec, eot_id = jobs.open_text_model(config.distillation(), mesh)
-    return Teacher(model, codec, resolve(config.tokenizer.path or model.path, field="tokenizer.path"), eot_id)
+    model, codec, end_ids = jobs.open_text_model(config.distillation(), mesh)
+    return Teacher(model, codec, resolve(config.tokenizer.path or model.path, field="tokenizer.path"), end_ids)
 
 
-def verifier_shape(network: NetworkSettings, teacher: TransformerConfig, *, eot_id: int | None) -> TransformerConfig:
+def verifier_shape(
+    network: NetworkSettings, teacher: TransformerConfig, *, end_ids: tuple[int, ...]
+) -> TransformerConfig:
     """A Qwen2 model with the vocabulary, the special tokens and the longest context of the diffusion model."""
     return TransformerConfig(
         family="qwen2",
@@ -143,7 +146,7 @@ def verifier_shape(network: NetworkSettings, teacher: TransformerConfig, *, eot_
         qkv_bias=True,
         causal=True,
         eos_id=teacher.eos_id,
-        eot_id=eot_id,
+        other_end_ids=end_ids[1:],
     )
 
 

@@ -207,7 +207,7 @@ def test_an_absent_config_is_named(tmp_path):
         ({"n_layers": 0}, "num_layers"),
         ({"n_layers": 2.5}, "num_layers"),
         ({"mlp_hidden_size": -1}, "mlp_dim"),
-        ({"mask_token_id": 320}, "mask_id in the vocabulary of 320, got 320"),
+        ({"mask_token_id": 320}, "mask_token_id in the vocabulary of 320, got 320"),
         ({"d_model": None}, "d_model"),
     ],
 )

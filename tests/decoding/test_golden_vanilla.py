@@ -9,7 +9,7 @@ from dllm_jax import load_model
 from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.settings import DecodeSettings
-from tests.traces import EOT, Case, RecordedNoise, cases, rebuilt_trace
+from tests.traces import EOS, EOT, Case, RecordedNoise, cases, rebuilt_trace
 
 
 def settings(case: Case) -> Config:

@@ -149,7 +149,7 @@ def test_where_a_row_is_cut() -> None:
             logits_BQV=jnp.zeros((1, 6, 2)),
         )  # fmt: skip
         accepted_BS = jnp.isin(jnp.arange(6), jnp.array(accepted, int))[None]
-        rule = EndOfText(jnp.float32(least), eos_id=0)
+        rule = EndOfText(jnp.float32(least), end_ids=(0,))
         return int(
             rule.end(
                 jnp.array([16]), prediction=prediction, open_BS=open_BS, accepted_BS=accepted_BS, column_BS=columns_BS

@@ -98,7 +98,7 @@ def test_vocab_and_merges_without_running_code(vocab_and_merges: Path) -> None:
     codec = load(vocab_and_merges)
     words = prompt(text="Copy the list: rice, lion.<|eot_id|>")
     assert codec.encode(words)[-1] == EOT
-    assert (codec.vocab_size, codec.eot_id) == (506, EOT)
+    assert codec.vocab_size == 506
 
 
 def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
@@ -115,20 +115,3 @@ def test_tokenizer_larger_than_the_model() -> None:
     text.check_vocabulary(load(), 506)
     with pytest.raises(UsageError, match=r"tokenizer.path: expected at most 505 entries .* got 506"):
         text.check_vocabulary(load(), 505)
-
-
-@pytest.mark.parametrize(
-    ("setting", "config_id", "with_tokenizer", "expected"),
-    [(9, 8, True, 9), (0, 8, True, 0), (-1, 8, True, 8), (-1, None, True, EOT), (-1, None, False, None)],
-)
-def test_end_of_turn_is_looked_up_in_order(
-    setting: int, config_id: int | None, with_tokenizer: bool, expected: int | None
-) -> None:
-    codec = load() if with_tokenizer else None
-    assert text.end_of_turn(setting, config_id=config_id, codec=codec, vocab_size=512) == expected
-
-
-@pytest.mark.parametrize("setting", [-2, 512])
-def test_end_of_turn_outside_the_vocabulary(setting: int) -> None:
-    with pytest.raises(UsageError, match=r"model.eot_token_id: expected -1 to 511"):
-        text.end_of_turn(setting, config_id=None, codec=None, vocab_size=512)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from flax import nnx
 
 from dllm_jax.api import logits
-from dllm_jax.checkpoints import hf, layout
+from dllm_jax.checkpoints import files, hf, layout
 from dllm_jax.checkpoints.convert import convert
 from dllm_jax.checkpoints.load import ASSETS, load_model
 from dllm_jax.data.prompts import Prompt
@@ -180,6 +181,7 @@ def test_a_head_wider_than_its_share_round_trips(tmp_path) -> None:
     assert same_bits(tensors(source), tensors(tmp_path / "c"))
 
 
-def test_config_json_of_an_own_model_is_read_back() -> None:
-    config = dataclasses.replace(registry.PRESETS["qwen2_0_5b"], eot_id=7)
-    assert qwen2.parse_config(qwen2.config_fields(config)) == config
+def test_config_json_of_an_own_model_is_read_back(tmp_path: Path) -> None:
+    config = dataclasses.replace(registry.PRESETS["qwen2_0_5b"], other_end_ids=(7, 9))
+    (tmp_path / "config.json").write_text(json.dumps(qwen2.config_fields(config)))
+    assert files.read_config(tmp_path) == config

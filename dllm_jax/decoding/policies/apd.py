@@ -157,7 +157,7 @@ def build(apd: ApdSettings, *, sampler: Sampler, verifier: Model | None, end_ids
 
 
 def accept(count_B: Int[Array, "B"], prediction: Prediction, view: View, *, end_ids: tuple[int, ...]) -> Commit:
-    """Commits the first `count_B` drafted tokens inside the canvas; an end of text among them ends the row behind the last."""
+    """Commits the first `count_B` drafted tokens inside the canvas; rows end behind the last end of text there."""
     mask_BQ: Bool[Array, "B Q"] = view.open_BQ & (jnp.arange(view.open_BQ.shape[1])[None, :] < count_B[:, None])
     behind_B = view.start_B + mask_BQ.sum(axis=1)
     stops_B = (mask_BQ & is_any(prediction.token_BQ, end_ids)).any(axis=1)

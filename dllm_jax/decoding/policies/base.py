@@ -71,7 +71,7 @@ class CommitPolicy(Protocol):
     """Decides what is committed."""
 
     def most_forwards(self, geometry: Geometry) -> int:
-        """The most forwards that a row can need; one that is not done then ends with an error (CONTRIBUTING, Bounds)."""
+        """The most forwards a row can need; one that is not done then ends with an error (CONTRIBUTING, Bounds)."""
 
     def init(self, state: DecodeState, geometry: Geometry) -> Any:
         """The policy's per-row state before the first forward."""

@@ -15,7 +15,12 @@ from dllm_jax.models.model import Model
 
 
 def build_policy(
-    config: Config, *, sampler: Sampler, verifier: Model | None, filter_: Filter | None, end_ids: tuple[int, ...],
+    config: Config,
+    *,
+    sampler: Sampler,
+    verifier: Model | None,
+    filter_: Filter | None,
+    end_ids: tuple[int, ...],
     mask_id: int,
 ) -> CommitPolicy:
     """The policy that `decode.policy` names.
