@@ -1,11 +1,15 @@
-"""The device mesh and the rules that place every parameter and every batch on it.
+"""The device mesh and the rules that place every parameter, every batch and every activation on it.
 
-Axes of the mesh: `data` splits the batch only; `fsdp` splits the batch and the width of every weight; `tensor` splits
-heads, the MLP and the vocabulary. Parameters carry logical axis names (`models/layers.py`); the rules here map them
-to the mesh. `jax.jit` over arrays placed with `NamedSharding` is what used to be called pjit.
+Axes of the mesh: `data` and `fsdp` split the batch, `tensor` splits heads, the MLP and the vocabulary. `fsdp` also
+splits what is stored: in training every weight and its optimizer state, in decoding the weights of the layers where a
+device could not hold them otherwise. Wherever a layer uses a split weight it is gathered first, one layer at a time.
+
+Parameters carry logical axis names (`models/layers.py`), and so do activations where they are constrained; the rules
+here map both to the mesh. `jax.jit` over arrays placed with `NamedSharding` is what used to be called pjit.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +20,12 @@ from dllm_jax.errors import UsageError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
-LOGICAL_RULES = {"vocab": "tensor", "kv_heads": "tensor", "mlp": "tensor", "embed": "fsdp"}  # anything else: replicated
+WEIGHTS_SHARE = 0.7  # of a device's memory that weights may take; the rest is for keys, values and temporaries
+Rules = Mapping[str, str | tuple[str, ...]]  # logical axis -> axes of the mesh; any other logical axis is replicated
+ACTIVATIONS: Rules = {"batch": BATCH_AXES, "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+DECODING: Rules = {"kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}  # parameters, also where a layer uses them
+DECODING_SPLIT: Rules = {**DECODING, "embed": "fsdp"}
+TRAINING: Rules = {**DECODING_SPLIT, "vocab_embed": "fsdp"}
 
 
 def make_mesh(*, data: int = 0, fsdp: int = 0, tensor: int = 0, batch_size: int = 0) -> Mesh:
@@ -47,29 +56,56 @@ def make_mesh(*, data: int = 0, fsdp: int = 0, tensor: int = 0, batch_size: int 
     return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where a parameter lives: every logical axis by the rules, replicated if the mesh axis does not divide it."""
-    names = []
+def spec(
+    axes: Sequence[str | None], shape: tuple[int, ...], sizes: Mapping[str, int], *, rules: Rules
+) -> PartitionSpec:
+    """Where an array lives: every logical axis by the rules, replicated if the axes of the mesh do not divide it.
+
+    Args:
+        axes: the logical name of every axis of the array, None for those without.
+        shape: of the array.
+        sizes: of the mesh's axes.
+        rules: one of those above.
+    """
+    names: list[str | tuple[str, ...] | None] = []
     for axis, size in zip(axes, shape, strict=True):
-        mesh_axis = LOGICAL_RULES.get(axis or "")
-        names.append(mesh_axis if mesh_axis and size % mesh.shape[mesh_axis] == 0 else None)
+        wanted = rules.get(axis or "", ())
+        parts = math.prod(sizes[name] for name in ((wanted,) if isinstance(wanted, str) else wanted))
+        names.append(wanted if wanted and size % parts == 0 else None)
     return PartitionSpec(*names)
 
 
-def state_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+def constrain(x: jax.Array, *axes: str | None, rules: Rules = ACTIVATIONS) -> jax.Array:
+    """Keeps an array inside a program where the rules say; outside `jax.set_mesh` it goes where the compiler likes."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh.shape, rules=rules))
+
+
+def decoding_rules(abstract_state: Any, mesh: Mesh) -> Rules:
+    """`DECODING`, unless a device cannot hold its part of the weights so."""
+    limit = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+    leaves = jax.tree.leaves(abstract_state)
+    weights = sum(x.size * x.dtype.itemsize for x in leaves) / mesh.shape["tensor"]
+    return DECODING_SPLIT if limit and weights > WEIGHTS_SHARE * limit else DECODING
+
+
+def state_shardings(abstract_state: Any, mesh: Mesh, *, rules: Rules) -> Any:
     """The sharding of every leaf of an abstract state, in the same tree.
 
     Args:
         abstract_state: parameters (`nnx.eval_shape`), or a tree that has some inside, like the state of an optimizer:
             whatever keeps a parameter's metadata is placed as the parameter, anything else is replicated.
         mesh: the devices.
+        rules: for parameters.
     """
 
     def place(variable: Any) -> Any:
         if not isinstance(variable, nnx.Variable):
             return NamedSharding(mesh, PartitionSpec())
-        spec = parameter_spec(variable.get_metadata()["logical_axes"], variable.shape, mesh)
-        return variable.replace(NamedSharding(mesh, spec))
+        axes = variable.get_metadata()["logical_axes"]
+        return variable.replace(NamedSharding(mesh, spec(axes, variable.shape, mesh.shape, rules=rules)))
 
     return jax.tree.map(place, abstract_state, is_leaf=lambda x: isinstance(x, nnx.Variable))
 

@@ -109,7 +109,7 @@ def _time_step(
 ) -> StepTiming:
     mesh, config = decoder.model.mesh, decoder.model.config
     state = dataclasses.replace(state, block_B=jnp.full_like(state.block_B, kind.block))
-    with decoder.precision():
+    with decoder.computing():
         timing = time_loop(kind.program, (engine, state), trips=bench.steps, repeats=bench.repeats)
     rows = state.tokens_BL.shape[0] // batch_multiple(mesh) * (2 if engine.sampler.guided else 1)
     geometry = engine.geometry
@@ -168,7 +168,7 @@ def time_decode(decoder: Decoder, prompts: Prompts, *, repeats: int) -> DecodeTi
     """
     begin = time.perf_counter()
     engine, state = _begin(decoder, prompts)
-    with decoder.precision():
+    with decoder.computing():
         compiled = driver.decode.lower(engine, state).compile()  # the decoder finds the program
     compile_seconds = time.perf_counter() - begin
     results = [decoder(prompts) for _ in range(repeats + 1)][1:]

@@ -48,7 +48,7 @@ def measure(config: Config) -> dict[str, Any]:
         steps += time_steps(decoder, prompts, bench=config.bench)
         decodes.append(time_decode(decoder, prompts, repeats=config.bench.repeats))
     source = memory_source()  # and peaks before the ceilings, which take memory of their own
-    with decoders[0].precision():
+    with decoders[0].computing():
         ceilings = measure_ceilings(mesh.devices.flat[0], model.dtype, repeats=config.bench.repeats)
     return {
         "steps": [_step_entry(timing, ceilings) for timing in steps],

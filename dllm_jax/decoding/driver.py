@@ -23,7 +23,7 @@ from dllm_jax.decoding import caching, canvas
 from dllm_jax.decoding.caching import CacheStrategy, Span
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.policies.base import CommitPolicy, InPlace, PolicyLog, Reported, View
-from dllm_jax.decoding.prediction import Sampler, predict_slots
+from dllm_jax.decoding.prediction import Sampler, paired, predict_slots
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.decoding.stopping import EndOfText
@@ -155,7 +155,7 @@ class Engine:
         columns = canvas.columns_from(span.first, width=width)
         if self.sampler.guided:
             is_prompt = columns < self.geometry.prompt_length
-            tokens_BT = jnp.concatenate([tokens_BT, jnp.where(is_prompt, self.mask_id, tokens_BT)])
+            tokens_BT = paired(tokens_BT, jnp.where(is_prompt, self.mask_id, tokens_BT))
         positions_BT = self._paired(canvas.positions(columns, state.pad_B))
         mask = self._paired(canvas.key_mask(state.pad_B, span.seen_B, columns=keys))
         start = span.first if jnp.ndim(span.first) == 0 else self._paired(span.first)
@@ -179,8 +179,8 @@ class Engine:
         return self.model.config.logit_shift
 
     def _paired(self, x: Array) -> Array:
-        """Under guidance, x twice along the batch: for the canvases and for their promptless copies."""
-        return jnp.concatenate([x, x]) if self.sampler.guided else x
+        """Under guidance, every row of x twice: for its canvas and for the promptless copy."""
+        return paired(x, x) if self.sampler.guided else x
 
     def step(
         self,

@@ -21,7 +21,7 @@ from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
 from dllm_jax.decoding.stopping import EndOfText
 from dllm_jax.errors import UsageError
-from dllm_jax.models.model import Model, matmul_precision
+from dllm_jax.models.model import Model, computing
 from dllm_jax.timing import CompileCount
 
 
@@ -111,7 +111,7 @@ class Decoder:
             self.check(prompt)
         engine = self.engine(max(map(len, prompts)))
         state = self.start(prompts, range(len(prompts)) if rows is None else rows, engine.geometry)
-        with self.precision():
+        with self.computing():
             begin, before = time.perf_counter(), CompileCount.now()
             decode.lower(engine, state).compile()  # the call below finds the program
             compiled = time.perf_counter()
@@ -153,9 +153,9 @@ class Decoder:
         )
         return jax.device_put(state, meshes.batch_shardings(state, self.model.mesh))
 
-    def precision(self) -> contextlib.AbstractContextManager[None]:
-        """Inside it matrix products have the precision that the configuration asks for."""
-        return matmul_precision(self.config.model.matmul_precision)
+    def computing(self) -> contextlib.AbstractContextManager[None]:
+        """Inside it the program is compiled and run: on the model's mesh, with the precision of the configuration."""
+        return computing(self.model.mesh, precision=self.config.model.matmul_precision)
 
     def _result(self, final: DecodeState, geometry: Geometry, timing: Timing, *, rows: int) -> DecodeResult:
         """Cuts a finished batch to its real rows and its generated columns."""

@@ -81,9 +81,14 @@ class Sampler:
 
 
 def guide(logits: Float[Array, "two_B Q V"], cfg_scale: Float[Array, ""]) -> Float[Array, "B Q V"]:
-    """Classifier-free guidance: u + (s + 1)(l - u), the rows with their prompt first, those without behind."""
-    conditional, unconditional = jnp.split(logits, 2, axis=0)
+    """Classifier-free guidance: u + (s + 1)(l - u) for the rows of `paired` arrays, with their prompt and without."""
+    conditional, unconditional = jnp.moveaxis(logits.reshape(-1, 2, *logits.shape[1:]), 1, 0)
     return unconditional + (cfg_scale + 1) * (conditional - unconditional)
+
+
+def paired(x: Array, other: Array) -> Array:
+    """The rows 2b of one array and 2b + 1 of another: a pair is on one device, however the batch is sharded."""
+    return jnp.stack([x, other], axis=1).reshape(-1, *x.shape[1:])
 
 
 def _without(logits_BQV: Float[Array, "B Q V"], ids: tuple[int, ...]) -> Float[Array, "B Q V"]:

@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from dllm_jax.decoding.prediction import guide
+from dllm_jax.decoding.prediction import guide, paired
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import batch_multiple, batch_shardings
 from dllm_jax.models.layers import wide
@@ -111,7 +111,7 @@ def _losses(
     masked_BL = (tokens_BL == mask_id) & (real_L & ~in_prompt_L)[None, :]
     canvases_NL = tokens_BL
     if guided:
-        canvases_NL = jnp.concatenate([tokens_BL, jnp.where(in_prompt_L[None, :], mask_id, tokens_BL)])
+        canvases_NL = paired(tokens_BL, jnp.where(in_prompt_L[None, :], mask_id, tokens_BL))
     positions_NL = jnp.broadcast_to(column_L[None, :], canvases_NL.shape)
     mask_N11L = jnp.broadcast_to(real_L[None, None, None, :], (len(canvases_NL), 1, 1, len(column_L)))
     hidden_NLD, _ = module(canvases_NL, positions_NL, mask=mask_N11L)

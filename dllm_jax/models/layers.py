@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from dllm_jax.mesh import DECODING, constrain
 from dllm_jax.models.cache import LayerCache, write
 
 CUDNN_LENGTH_MULTIPLE = 64
@@ -23,6 +24,11 @@ def parameter(
     if len(shape) != len(axes):
         raise ValueError(f"parameter of shape {shape} needs {len(shape)} axis names, got {axes}")
     return nnx.Param(init(rngs.params(), shape, dtype), logical_axes=axes)
+
+
+def weight(variable: nnx.Param) -> Array:
+    """A parameter where a layer uses it: whole but for its axes over `tensor`."""
+    return constrain(variable[...], *variable.get_metadata()["logical_axes"], rules=DECODING)
 
 
 def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -121,9 +127,10 @@ class Attention(nnx.Module):
         kept_BT: Bool[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
         """Attends to the tokens themselves, or to a cache in which their keys and values were written at `start`."""
-        qkv = jnp.einsum("btd,dkgh->btkgh", x, self.qkv[...])
+        qkv = jnp.einsum("btd,dkgh->btkgh", x, weight(self.qkv))
         if self.qkv_bias is not None:
             qkv = qkv + self.qkv_bias[...][None, None]
+        qkv = constrain(qkv, "batch", None, "kv_heads", None, None)
         q, k, v = qkv[..., : self.groups, :], qkv[..., self.groups, :], qkv[..., self.groups + 1, :]
         batch, queries, kv_heads, groups, head_dim = q.shape
         q = rotate(q.reshape(batch, queries, kv_heads * groups, head_dim), positions_BT, theta=self.theta)
@@ -132,7 +139,7 @@ class Attention(nnx.Module):
         heads = attend(q, seen.k, seen.v, mask=mask, kernel=self.kernel).reshape(
             batch, queries, kv_heads, groups, head_dim
         )
-        return jnp.einsum("btkgh,kghd->btd", heads, self.out[...]), seen
+        return jnp.einsum("btkgh,kghd->btd", heads, weight(self.out)), seen
 
 
 class SwiGLU(nnx.Module):
@@ -145,5 +152,5 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies the gated MLP to every position."""
-        gate_up = jnp.einsum("btd,dcf->btcf", x, self.gate_up[...])
-        return jnp.einsum("btf,fd->btd", jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1], self.down[...])
+        gate_up = constrain(jnp.einsum("btd,dcf->btcf", x, weight(self.gate_up)), "batch", None, None, "mlp")
+        return jnp.einsum("btf,fd->btd", jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1], weight(self.down))

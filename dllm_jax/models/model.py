@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from dllm_jax.mesh import state_shardings
+from dllm_jax.mesh import decoding_rules, state_shardings
 from dllm_jax.models.transformer import Transformer, TransformerConfig
 
 
@@ -33,9 +34,19 @@ class Model:
         return jax.tree.leaves(self.params)[0].dtype
 
 
-def matmul_precision(name: str) -> contextlib.AbstractContextManager[Any]:
-    """Inside it matrix products have the precision that `model.matmul_precision` names; "default" changes nothing."""
-    return contextlib.nullcontext() if name == "default" else jax.default_matmul_precision(name)
+@contextlib.contextmanager
+def computing(mesh: Mesh, *, precision: str) -> Iterator[None]:
+    """Inside it programs keep their activations on a mesh by its rules, and have the precision asked for.
+
+    Args:
+        mesh: of the model.
+        precision: of matrix products, as `model.matmul_precision` names it; "default" changes nothing.
+    """
+    with (
+        jax.set_mesh(mesh),
+        contextlib.nullcontext() if precision == "default" else jax.default_matmul_precision(precision),
+    ):
+        yield
 
 
 def abstract_model(config: TransformerConfig, *, dtype: jnp.dtype) -> tuple[Any, nnx.State]:
@@ -50,5 +61,5 @@ def random_model(config: TransformerConfig, *, dtype: jnp.dtype, mesh: Mesh, see
     def init() -> nnx.State:
         return nnx.state(Transformer(config, dtype=dtype, rngs=nnx.Rngs(seed)))
 
-    params = jax.jit(init, out_shardings=state_shardings(abstract, mesh))()
+    params = jax.jit(init, out_shardings=state_shardings(abstract, mesh, rules=decoding_rules(abstract, mesh)))()
     return Model(config=config, graphdef=graphdef, params=params, mesh=mesh)

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from dllm_jax.mesh import constrain
 from dllm_jax.models.cache import Cache, LayerCache
-from dllm_jax.models.layers import Attention, RMSNorm, SwiGLU, parameter
+from dllm_jax.models.layers import Attention, RMSNorm, SwiGLU, parameter, weight
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,8 +79,8 @@ class Block(nnx.Module):
         attended, seen = self.attention(
             self.attention_norm(x), positions_BT, mask, cache=cache, start=start, kept_BT=kept_BT
         )
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), seen
+        x = constrain(x + attended, "batch", None, None)
+        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None), seen
 
 
 class Transformer(nnx.Module):
@@ -88,12 +89,12 @@ class Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         init = nnx.initializers.normal(0.02)
         self.config = config
-        self.embedding = parameter(rngs, (config.vocab_size, config.embed_dim), ("vocab", "embed"), init, dtype)
+        self.embedding = parameter(rngs, (config.vocab_size, config.embed_dim), ("vocab", "vocab_embed"), init, dtype)
         self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
         self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps, dtype=dtype, rngs=rngs)
         head_shape = (config.embed_dim, config.vocab_size)
         tied = config.tied_embeddings
-        self.head = None if tied else parameter(rngs, head_shape, ("embed", "vocab"), init, dtype)
+        self.head = None if tied else parameter(rngs, head_shape, ("vocab_embed", "vocab"), init, dtype)
 
     def __call__(
         self,
@@ -118,7 +119,7 @@ class Transformer(nnx.Module):
         Returns:
             Hidden states before the final norm's head projection (already normalised), and the cache attended to.
         """
-        x = self.embedding[...][tokens_BT]
+        x = constrain(weight(self.embedding)[tokens_BT], "batch", None, None)
         seen: Cache = []
         for index, layer in enumerate(self.layers):
             old = None if cache is None else cache[index]
@@ -128,6 +129,7 @@ class Transformer(nnx.Module):
 
     def unembed(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of the positions given, accumulated and returned in float32 (float64 for a float64 model)."""
-        head_DV = self.embedding[...].T if self.head is None else self.head[...]
+        head_DV = weight(self.embedding).T if self.head is None else weight(self.head)
         dtype = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
-        return jnp.einsum("btd,dv->btv", hidden_BTD, head_DV, preferred_element_type=dtype)
+        logits_BTV = jnp.einsum("btd,dv->btv", hidden_BTD, head_DV, preferred_element_type=dtype)
+        return constrain(logits_BTV, "batch", None, "vocab")

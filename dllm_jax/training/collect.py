@@ -66,7 +66,7 @@ def replay(
     idle = np.zeros((len(state.row_B) - len(prompts), engine.geometry.gen_length), np.int32)
     padded_BG = np.concatenate([answer_BG, idle])
     policy = Oracle(jax.device_put(padded_BG, batch_shardings(padded_BG, decoder.model.mesh)))
-    with decoder.precision():
+    with decoder.computing():
         final = driver.decode(dataclasses.replace(engine, policy=policy), state)
     log = final.log
     assert isinstance(log, ReplayLog)

@@ -70,7 +70,7 @@ def train(config: FilterTraining) -> dict[str, Any]:
     seconds["collect"] = time.perf_counter() - start - sum(seconds.values())
     parts = split(records, seed=config.fit.seed)
     network = FilterConfig(records.block_length, **dataclasses.asdict(config.network))
-    with decoder.precision():
+    with decoder.computing():
         fitted = fit(parts.training, parts.validation, network=network, settings=config.fit, run=run)
         measured = quality(fitted.filter, parts.test, positions=config.fit.positions)
     seconds["fit"] = time.perf_counter() - start - sum(seconds.values())

@@ -10,12 +10,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from dllm_jax.data.packing import Batch
-from dllm_jax.mesh import batch_shardings, state_shardings
+from dllm_jax.mesh import TRAINING, batch_shardings, state_shardings
 from dllm_jax.models.model import Model, abstract_model
 from dllm_jax.models.transformer import Transformer, TransformerConfig
 from dllm_jax.training.config import TrainSettings
 from dllm_jax.training.losses import AnswerSums, answer_sums
 
+WIDTH = {"embed", "vocab_embed"}  # logical axes as long as the model is wide
 MASTER_DTYPE = jnp.float32  # of parameters and moments; the forward runs in the dtype of the diffusion model
 
 
@@ -47,7 +48,7 @@ class Trainer:
         self.optimizer = build_optimizer(settings, schedule=self.schedule)
         self.graphdef, _ = abstract_model(config, dtype=MASTER_DTYPE)
         shapes = jax.eval_shape(self._init)
-        self.shardings = state_shardings(shapes, mesh)
+        self.shardings = state_shardings(shapes, mesh, rules=TRAINING)
         self.abstract = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, self.shardings
         )
@@ -117,7 +118,7 @@ def build_optimizer(settings: TrainSettings, *, schedule: optax.Schedule) -> opt
 def _matrices(params: nnx.State) -> nnx.State:
     """True for every parameter with the model's width as an axis."""
     return jax.tree.map(
-        lambda variable: variable.replace("embed" in variable.get_metadata()["logical_axes"]),
+        lambda variable: variable.replace(not WIDTH.isdisjoint(variable.get_metadata()["logical_axes"])),
         params,
         is_leaf=lambda x: isinstance(x, nnx.Variable),
     )

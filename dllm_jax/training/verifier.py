@@ -22,7 +22,7 @@ from dllm_jax.decoding.end_tokens import end_of_turn
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import batch_multiple, make_mesh
 from dllm_jax.models import qwen2
-from dllm_jax.models.model import Model, matmul_precision
+from dllm_jax.models.model import Model, computing
 from dllm_jax.models.transformer import TransformerConfig
 from dllm_jax.training import distill
 from dllm_jax.training.acceptance import HeldOut
@@ -75,7 +75,7 @@ def train(config: VerifierTraining) -> dict[str, Any]:
         seed=config.train.seed,
     )  # fmt: skip
     run.open(_identity(config, training, mesh))
-    with matmul_precision(config.model.matmul_precision):
+    with computing(mesh, precision=config.model.matmul_precision):
         state, measured = fit(trainer, batches, run=run, evaluate=evaluate)
     metrics = {
         **measured,

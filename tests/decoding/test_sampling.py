@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax.decoding.prediction import Sampler, guide, predict
+from dllm_jax.decoding.prediction import Sampler, guide, paired, predict
 from dllm_jax.decoding.sampling import KeyedNoise, rank, top_n
 from dllm_jax.models.registry import PRESETS
 from dllm_jax.settings import DecodeSettings
@@ -82,6 +82,7 @@ def test_gumbel_draws_follow_the_softmax() -> None:
     np.testing.assert_allclose(share, probability, atol=4 * np.sqrt(0.25 / count))
 
 
-def test_guidance_extrapolates_from_the_promptless_half() -> None:
-    logits = jnp.stack([jnp.full((1, 2), 3.0), jnp.full((1, 2), 1.0)])
-    np.testing.assert_allclose(guide(logits, sampler(cfg_scale=0.5).cfg_scale), 1 + 1.5 * 2, rtol=1e-6)
+def test_guidance_extrapolates_from_the_promptless_row_of_a_pair() -> None:
+    with_prompt, without = jnp.array([3.0, 7.0])[:, None, None], jnp.array([1.0, 6.0])[:, None, None]
+    guided = guide(paired(with_prompt, without), sampler(cfg_scale=0.5).cfg_scale)
+    np.testing.assert_allclose(guided[:, 0, 0], [1 + 1.5 * 2, 6 + 1.5 * 1], rtol=1e-6)
