@@ -1,5 +1,6 @@
 """Reads compiled HLO text: what copies happen inside loops."""
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -40,4 +41,30 @@ def loop_copies(text: str, shape: str, *, depth: int) -> list[str]:
 
     visit("ENTRY", 0)
     assert any(loops >= depth for _, loops in seen), f"no loop {depth} deep"
+    return found
+
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
+ITEMSIZE = {"pred": 1, "s8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
+
+
+def loop_collectives(text: str) -> list[tuple[str, int]]:
+    """Kind and bytes (of one device's result) of every collective inside a loop of a partitioned program."""
+    parts, seen, found = computations(text), set(), []
+
+    def visit(name: str, in_loop: bool) -> None:
+        if (name, in_loop) in seen or name not in parts:
+            return
+        seen.add((name, in_loop))
+        for line in parts[name]:
+            made = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
+            if in_loop and made:
+                shapes = re.findall(r"(\w+)\[([\d,]*)\]", made[1])
+                sizes = (ITEMSIZE[kind] * math.prod(map(int, filter(None, dims.split(",")))) for kind, dims in shapes)
+                found.append((made[2], sum(sizes)))
+            for called, is_body in _called(line):
+                visit(called, in_loop or is_body)
+
+    visit("ENTRY", False)
+    assert any(in_loop for _, in_loop in seen), "no loop"
     return found

@@ -22,8 +22,8 @@ class Cost(NamedTuple):
 
 def layer_parameters(config: TransformerConfig) -> int:
     """Parameters of one layer that take part in matrix products: q|k|v, attention output, gate|up and down."""
-    query_width = config.num_heads * config.head_dim
-    key_width = config.num_kv_heads * config.head_dim
+    query_width = config.stored_heads * config.head_dim
+    key_width = config.stored_kv_heads * config.head_dim
     attention = config.embed_dim * (query_width + 2 * key_width) + query_width * config.embed_dim
     return attention + 3 * config.embed_dim * config.mlp_dim
 
@@ -40,13 +40,13 @@ def forward_cost(config: TransformerConfig, *, rows: int, columns: int, keys: in
         itemsize: bytes of a weight and of a cached key or value.
     """
     tokens, head = rows * columns, config.embed_dim * config.vocab_size
-    attention = 4 * tokens * keys * config.num_heads * config.head_dim  # queries x keys, then weights x values
+    attention = 4 * tokens * keys * config.stored_heads * config.head_dim  # queries x keys, then weights x values
     per_layer = 2 * tokens * layer_parameters(config) + attention
     flops = config.num_layers * per_layer + 2 * rows * slots * head
 
-    key_values = 2 * config.num_kv_heads * config.head_dim * rows * (columns + keys)  # the new written, all read
+    key_values = 2 * config.stored_kv_heads * config.head_dim * rows * (columns + keys)  # the new written, all read
     norms = 2 * config.embed_dim
-    biases = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim if config.qkv_bias else 0
+    biases = (config.stored_heads + 2 * config.stored_kv_heads) * config.head_dim if config.qkv_bias else 0
     moved = config.num_layers * (layer_parameters(config) + norms + biases + key_values)
     moved += tokens * config.embed_dim + config.embed_dim + head  # embedding rows, final norm, head
     return Cost(flops=flops, bytes=itemsize * moved)

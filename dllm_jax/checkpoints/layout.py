@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
 
 from dllm_jax.checkpoints.files import abbreviate
 from dllm_jax.errors import UsageError
@@ -73,6 +75,32 @@ def fuse(path: str, tensors: list[np.ndarray], *, shape: tuple[int, ...], dtype:
 def split(path: str, array: np.ndarray) -> list[np.ndarray]:
     """The Hugging Face tensors of a parameter, contiguous."""
     return [np.ascontiguousarray(part.view.reshape(part.shape)) for part in parts(path, array)]
+
+
+def spread(path: str, array: Array, *, groups: int, copies: int) -> Array:
+    """An attention parameter with its key/value heads copied, as `transformer.on_mesh` says; others as they are.
+
+    Args:
+        path: name of the parameter.
+        array: made for a configuration without copies.
+        groups: query heads of every copy.
+        copies: of every key/value head.
+    """
+
+    def dealt(query: Array) -> Array:
+        """[..., K, G, H] to [..., K * copies, groups, H]."""
+        *before, kv_heads, given, head_dim = query.shape
+        query = jnp.pad(query, [*[(0, 0)] * (query.ndim - 2), (0, groups * copies - given), (0, 0)])
+        return query.reshape(*before, kv_heads * copies, groups, head_dim)
+
+    match path.rpartition(".")[2]:
+        case "qkv" | "qkv_bias":
+            return jnp.concatenate(
+                [dealt(array[..., :-2, :]), jnp.repeat(array[..., -2:, :], copies, axis=-3)], axis=-2
+            )
+        case "out":
+            return jnp.moveaxis(dealt(jnp.moveaxis(array, -1, 0)), 0, -1)
+    return array
 
 
 def check_shapes(folder: Path, expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

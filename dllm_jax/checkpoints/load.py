@@ -1,6 +1,7 @@
 """Loads a model: a Hugging Face folder, a converted folder, or a bundled checkpoint, straight onto a mesh."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from dllm_jax.checkpoints.manifest import verify_folder
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import decoding_rules, make_mesh, state_shardings
 from dllm_jax.models.model import Model, abstract_model
-from dllm_jax.models.transformer import TransformerConfig
+from dllm_jax.models.transformer import TransformerConfig, on_mesh
 
 ASSETS = Path(__file__).parent.parent / "assets"
 PARAMS = "params"  # the Orbax part of a converted folder
@@ -83,7 +84,21 @@ def load_model(
         params = store.restore_params(folder / PARAMS, wanted)
     else:
         params = hf.read_params(folder, config, wanted=wanted, track=track)
-    return Model(config, graphdef, layout.unflatten(abstract, params), mesh, str(folder))
+    model = Model(config, graphdef, layout.unflatten(abstract, params), mesh, str(folder))
+    return _spread(model, on_mesh(config, mesh))
+
+
+def _spread(model: Model, config: TransformerConfig) -> Model:
+    """The model with the copies of key/value heads that a configuration wants; the parameters given are used up."""
+    if config == model.config:
+        return model
+    graphdef, abstract = abstract_model(config, dtype=model.dtype)
+    shardings = layout.flatten(state_shardings(abstract, model.mesh, rules=decoding_rules(abstract, model.mesh)))
+    params = layout.flatten(model.params)
+    for path in params:
+        spread = functools.partial(layout.spread, path, groups=config.stored_groups, copies=config.kv_copies)
+        params[path] = jax.jit(spread, out_shardings=shardings[path], donate_argnums=0)(params[path])
+    return dataclasses.replace(model, config=config, graphdef=graphdef, params=layout.unflatten(abstract, params))
 
 
 def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

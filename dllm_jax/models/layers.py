@@ -102,10 +102,10 @@ class Attention(nnx.Module):
     """
 
     def __init__(
-        self, dim: int, *, heads: int, kv_heads: int, head_dim: int, theta: float, bias: bool, kernel: str,
+        self, dim: int, *, kv_heads: int, groups: int, head_dim: int, theta: float, bias: bool, kernel: str,
         dtype: jnp.dtype, rngs: nnx.Rngs,
     ) -> None:  # fmt: skip
-        self.groups = heads // kv_heads
+        self.groups = groups
         self.theta, self.kernel = theta, kernel
         init = nnx.initializers.normal(0.02)
         qkv_shape = (kv_heads, self.groups + 2, head_dim)

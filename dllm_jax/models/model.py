@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dllm_jax.mesh import decoding_rules, state_shardings
-from dllm_jax.models.transformer import Transformer, TransformerConfig
+from dllm_jax.models.transformer import Transformer, TransformerConfig, on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,7 @@ def abstract_model(config: TransformerConfig, *, dtype: jnp.dtype) -> tuple[Any,
 
 def random_model(config: TransformerConfig, *, dtype: jnp.dtype, mesh: Mesh, seed: int) -> Model:
     """A model with random weights, made in place on the mesh (for benchmarks and tests)."""
+    config = on_mesh(config, mesh)
     graphdef, abstract = abstract_model(config, dtype=dtype)
 
     def init() -> nnx.State:

@@ -6,9 +6,11 @@ Performance).
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.mesh import constrain
@@ -40,6 +42,22 @@ class TransformerConfig:
     other_end_ids: tuple[int, ...] = ()  # further tokens that end a text, such as the end of a turn
     pad_ids: tuple[int, ...] = ()  # the padding of other frameworks; ends a text, unless it is ordinary text
     attention_kernel: str = "xla"  # see layers.attend
+    kv_copies: int = 1  # of every key/value head, each with a part of its query heads; see `on_mesh`
+
+    @property
+    def stored_kv_heads(self) -> int:
+        """Key/value heads of weights and caches, with their copies."""
+        return self.num_kv_heads * self.kv_copies
+
+    @property
+    def stored_groups(self) -> int:
+        """Query heads of each of them."""
+        return -(-self.num_heads // (self.num_kv_heads * self.kv_copies))
+
+    @property
+    def stored_heads(self) -> int:
+        """Query heads of the weights, with those of zeros."""
+        return self.stored_kv_heads * self.stored_groups
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -52,6 +70,17 @@ class TransformerConfig:
         return next(iter(self.end_ids[1:]), None)
 
 
+def on_mesh(config: TransformerConfig, mesh: Mesh) -> TransformerConfig:
+    """The configuration with as many key/value heads as `tensor` can divide, by copies of those there are.
+
+    The query heads of one key/value head are dealt out to its copies, with heads of zeros where they do not come out
+    even: Dream's 28 query and 4 key/value heads become 8 times (4 + 1) on 8 devices. Else all of the attention would
+    run on every device.
+    """
+    tensor = mesh.shape["tensor"]
+    return dataclasses.replace(config, kv_copies=tensor // math.gcd(config.num_kv_heads, tensor))
+
+
 class Block(nnx.Module):
     """Pre-norm attention and MLP with residual connections."""
 
@@ -59,7 +88,7 @@ class Block(nnx.Module):
         dim, eps = config.embed_dim, config.norm_eps
         self.attention_norm = RMSNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
         self.attention = Attention(
-            dim, heads=config.num_heads, kv_heads=config.num_kv_heads, head_dim=config.head_dim,
+            dim, kv_heads=config.stored_kv_heads, groups=config.stored_groups, head_dim=config.head_dim,
             theta=config.rope_theta, bias=config.qkv_bias, kernel=config.attention_kernel, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.mlp_norm = RMSNorm(dim, eps=eps, dtype=dtype, rngs=rngs)

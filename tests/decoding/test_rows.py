@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from dllm_jax import load_model
+from dllm_jax import load_model, mesh
+from dllm_jax.checkpoints import load
 from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder, decode_all
 from dllm_jax.decoding.state import DecodeResult
-from dllm_jax.mesh import make_mesh
 from dllm_jax.settings import DecodeSettings
 from tests.traces import GOLDENS
 
@@ -60,15 +60,21 @@ def test_slots_of_a_batch_can_be_exchanged(prompts: list[list[int]]) -> None:
     np.testing.assert_array_equal(forward.tokens_BG, backward.tokens_BG[::-1])
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 2, 2)], ids=str)
-def test_tokens_do_not_depend_on_the_mesh(prompts: list[list[int]], shape: tuple[int, int, int]) -> None:
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 4), (1, 1, 8), (2, 2, 2)]  # data, fsdp, tensor; 8 is more than the KV heads
+
+
+@pytest.mark.parametrize(("shape", "split"), [*((shape, False) for shape in MESHES), ((2, 2, 2), True)], ids=str)
+def test_tokens_do_not_depend_on_the_mesh(
+    prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], split: bool
+) -> None:
     data, fsdp, tensor = shape
+    if split:  # as if the weights did not fit otherwise
+        monkeypatch.setattr(load, "decoding_rules", lambda *_: mesh.DECODING_SPLIT)
     path = str(GOLDENS / "checkpoints" / "llada-tiny-gqa")
     one = Decoder(load_model(path), config(1.0, batch_size=8))(prompts)
-    sharded = load_model(path, mesh=make_mesh(data=data, fsdp=fsdp, tensor=tensor))
+    sharded = load_model(path, mesh=mesh.make_mesh(data=data, fsdp=fsdp, tensor=tensor))
     mlp = sharded.params["layers"][0]["mlp"]["gate_up"].get_value()
-    if fsdp * tensor > 1:
-        assert mlp.addressable_shards[0].data.size == mlp.size // (fsdp * tensor)
+    assert mlp.addressable_shards[0].data.size == mlp.size // (fsdp * tensor if split else tensor)
     assert_same_rows(Decoder(sharded, config(1.0, batch_size=8))(prompts), one)
 
 
