@@ -53,6 +53,10 @@ class TokenizerSettings:
     chat_template: str = setting(
         "auto", "wrap prompts as a chat (auto: if the tokenizer has a template)", choices=("auto", "on", "off")
     )
+    special_text: str = setting(
+        "text", "what the text of a special token, such as <|eot_id|>, is inside a prompt: text, or (allow) the token",
+        choices=("text", "allow"),
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
