@@ -101,7 +101,9 @@ def read(config: VerifierTraining, mesh: Mesh) -> tuple[Teacher, list[Sample], l
     if config.data.distill_path:
         path = Path(config.data.distill_path).resolve()
         overwrite = config.output.overwrite
-        answers = distill.own_answers(corpus.prompts, config.distillation(), path=path, overwrite=overwrite)
+        answers = distill.own_answers(
+            corpus.prompts, config.distillation(), source=config.data.path, path=path, overwrite=overwrite
+        )
     teacher = open_teacher(config, mesh)
     end_id = end_of_turn(teacher.end_ids, teacher.codec, setting=config.model.eot_token_id)
     return teacher, *corpus.encode(teacher.codec, answers=answers, end_id=end_id)
