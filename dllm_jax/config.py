@@ -249,9 +249,13 @@ def wants_verifier(config: Config) -> bool:
 
 
 def block_schedule(decode: DecodeSettings) -> tuple[int, int]:
-    """Block length and total steps with their zeros filled in; apd and Dream's orders know one block only."""
+    """Block length and total steps with their zeros filled in; apd and Dream's orders know one block only.
+
+    A canvas that is shorter than a block is one block.
+    """
     whole = not decode.block_length or decode.policy in (*DREAM_ORDERS, "apd")
-    return decode.gen_length if whole else decode.block_length, decode.steps or decode.gen_length
+    block_length = decode.gen_length if whole else min(decode.block_length, decode.gen_length)
+    return block_length, decode.steps or decode.gen_length
 
 
 def batch_sizes(bench: BenchSettings) -> tuple[int, ...]:

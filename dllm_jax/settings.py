@@ -82,7 +82,9 @@ class DecodeSettings:
     cache: str = setting("none", "which keys and values are kept between steps", choices=CACHES)
     stop: str = setting("none", "when a row ends before its last block", choices=STOPS)
     gen_length: int = setting(96, "tokens to generate")
-    block_length: int = setting(32, "tokens decoded together, block after block (0, apd, Dream's orders: all)")
+    block_length: int = setting(
+        32, "tokens decoded together, block after block (0, apd, Dream's orders, a shorter canvas: all)"
+    )
     steps: int = setting(0, "forwards of the fixed schedules, over all blocks (0: gen_length, one token each)")
     temperature: float = setting(0.0, "temperature of the Gumbel draw; 0 takes the most likely token")
     temperature_affects_order: bool = setting(

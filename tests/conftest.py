@@ -1,8 +1,10 @@
-"""Eight fake CPU devices, exact matrix products, no silent broadcasting; and the count of reference runs reproduced."""
+"""Eight fake CPU devices, exact matrix products, no silent broadcasting; what a failure and the summary tell."""
 
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 
 # Most of a test's time is compiling small programs: LLVM optimises them less here. What is computed stays the same.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
@@ -11,6 +13,7 @@ import hypothesis
 import jax
 import pytest
 
+import dllm_jax
 from tests.traces import Case
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of it
@@ -18,6 +21,27 @@ hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def source_digest() -> str:
+    """Of the package's source on disk: two processes of a run, or two moments of one, may not differ in it."""
+    files = sorted(Path(dllm_jax.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+SOURCE = source_digest()  # when this process imported it
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Says with a failure which source the process ran."""
+    report = yield
+    if report.failed:
+        told = f"{dllm_jax.__file__}, {SOURCE} when imported, {source_digest()} now, jax {jax.__version__}"
+        report.sections.append(("source", told))
+    return report
 
 
 @pytest.fixture

@@ -37,7 +37,8 @@ def run(
             filled_B=jnp.sum(carry["tokens_G"] != MASK)[None], row_B=zero_B, nfe_B=carry["nfe"][None],
             block_nfe_B=carry["block_nfe"][None],
         )  # fmt: skip
-        prediction = Prediction(token_BQ, confidence_BQ, margin_BQ, logits_BQV=margin_BQ[..., None])
+        finite_BQ = jnp.ones_like(token_BQ, bool)
+        prediction = Prediction(token_BQ, confidence_BQ, margin_BQ, finite_BQ, logits_BQV=margin_BQ[..., None])
         commit = policy.commit(carry["rows"], prediction, view, KeyedNoise(jax.random.key(0)))
         mask_Q, leave = (commit.mask_BQ & view.open_BQ)[0], commit.leave_B[0]
         nfe = carry["nfe"] + 1

@@ -80,6 +80,7 @@ def execute(*settings: str) -> int:
 
 def refused(capsys: pytest.CaptureFixture[str], *settings: str) -> str:
     """The error line of a run that must not start."""
+    capsys.readouterr()  # what came before
     assert execute(*settings) == 2
     out, err = capsys.readouterr()
     assert (out, err[:7], err.count("\n")) == ("", "error: ", 1), err
@@ -313,7 +314,7 @@ def test_command_decodes_the_bundled_model(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "decode.run", "--config=configs/vanilla.py", f"--config.output.path={out}"]
     command += [f"--config.{flag}" for flag in flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "end of text: 0 <|endoftext|>, 5 <|eot_id|>\n")
     assert read_rows(out)[0]["text"] == "duck, fern, oak."
     assert "tokens per forward" in done.stdout
 
@@ -323,7 +324,9 @@ def test_command_prints_lines_on_stdout_and_the_summary_on_stderr() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     assert len([json.loads(line) for line in done.stdout.splitlines()]) == 8
-    assert done.stderr.startswith("8 samples: ")
+    ends, summary = done.stderr.split("\n", 1)
+    assert ends == "end of text: 0 <|endoftext|>, 5 <|eot_id|>"
+    assert summary.startswith("8 samples: ")
 
 
 def test_command_refuses_in_one_line() -> None:

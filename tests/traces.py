@@ -54,6 +54,35 @@ def rebuilt_trace(result: DecodeResult, prompt: np.ndarray, row: int) -> np.ndar
     return np.concatenate([np.broadcast_to(prompt, (len(generated), len(prompt))), generated], axis=1)
 
 
+def assert_trace(
+    result: DecodeResult, prompt: np.ndarray, row: int, *, wanted: np.ndarray, tau: float | None = None
+) -> None:
+    """The canvases of a row are those of the reference; else says where they part, and how sure the model was there.
+
+    Args:
+        result: ours.
+        prompt: of the row.
+        row: of the batch.
+        wanted: the canvas after every forward, [nfe, P + G].
+        tau: the threshold or factor of the policy, for the message.
+    """
+    ours = rebuilt_trace(result, prompt, row)
+    if np.array_equal(ours, wanted):
+        return
+    steps = min(len(ours), len(wanted))
+    differs_S = (ours[:steps] != wanted[:steps]).any(axis=1)
+    step = int(differs_S.argmax()) if differs_S.any() else steps
+    told = [f"row {row}: {len(ours)} forwards, the reference {len(wanted)}; they part at forward {step + 1}"]
+    if step < steps:
+        places = np.flatnonzero(ours[step] != wanted[step]) - len(prompt)
+        told += [
+            f"{place}: {ours[step, len(prompt) + place]} instead of {wanted[step, len(prompt) + place]}, committed in "
+            f"forward {result.commit_step_BG[row, place]} at confidence {result.confidence_BG[row, place]:.9g}"
+            for place in places
+        ]
+    raise AssertionError("; ".join(told) + f" (tau {tau})")
+
+
 FULL_STEP = jax.jit(Engine.full_step, static_argnames="length")
 CACHED_STEP = jax.jit(Engine.cached_step, static_argnames="width")
 

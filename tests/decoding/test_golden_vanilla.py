@@ -9,7 +9,7 @@ from dllm_jax import load_model
 from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.settings import DecodeSettings
-from tests.traces import EOS, EOT, Case, RecordedNoise, cases, rebuilt_trace
+from tests.traces import EOS, EOT, Case, RecordedNoise, assert_trace, cases
 
 
 def settings(case: Case) -> Config:
@@ -36,7 +36,7 @@ def test_trace_is_the_references(case: Case, golden) -> None:
     prompts = case.arrays["prompt"]
     result = decoder(prompts.tolist())
     for row, prompt in enumerate(prompts):
-        np.testing.assert_array_equal(rebuilt_trace(result, prompt, row), case.arrays["trace"][:, row])
+        assert_trace(result, prompt, row, wanted=case.arrays["trace"][:, row])
     np.testing.assert_array_equal(result.nfe_B, case.args["steps"])
     golden(case)
 

@@ -20,8 +20,9 @@ def committed(policy: CommitPolicy, confidence: list[float], *, is_open: list[bo
     open_BQ = jnp.ones(confidence_BQ.shape, bool) if is_open is None else jnp.array([is_open])
     tokens_BQ = jnp.zeros(confidence_BQ.shape, jnp.int32)
     prediction = Prediction(
-        token_BQ=tokens_BQ, confidence_BQ=confidence_BQ, margin_BQ=confidence_BQ, logits_BQV=confidence_BQ[..., None]
-    )
+        token_BQ=tokens_BQ, confidence_BQ=confidence_BQ, margin_BQ=confidence_BQ, finite_BQ=open_BQ,
+        logits_BQV=confidence_BQ[..., None],
+    )  # fmt: skip
     zero_B = jnp.zeros(1, jnp.int32)
     view = View(
         start_B=zero_B, position_BQ=tokens_BQ, open_BQ=open_BQ, pad_B=zero_B, end_B=zero_B + len(confidence),

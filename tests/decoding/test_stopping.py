@@ -146,7 +146,7 @@ def test_where_a_row_is_cut() -> None:
     def end(tokens: list[int], confidence: list[float], accepted: list[int], *, least: float = 0.0) -> int:
         prediction = Prediction(
             token_BQ=jnp.array([tokens]), confidence_BQ=jnp.array([confidence]), margin_BQ=jnp.zeros((1, 6)),
-            logits_BQV=jnp.zeros((1, 6, 2)),
+            finite_BQ=jnp.ones((1, 6), bool), logits_BQV=jnp.zeros((1, 6, 2)), mask_id=None,
         )  # fmt: skip
         accepted_BS = jnp.isin(jnp.arange(6), jnp.array(accepted, int))[None]
         rule = EndOfText(jnp.float32(least), end_ids=(0,))
