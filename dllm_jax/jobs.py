@@ -16,7 +16,6 @@ import rich.progress
 from jax.sharding import Mesh
 
 import dllm_jax
-from dllm_jax import locks
 from dllm_jax.checkpoints import fingerprint
 from dllm_jax.checkpoints.filters import open_filter
 from dllm_jax.checkpoints.load import dtype_on, load_model, resolve, tuned
@@ -31,6 +30,7 @@ from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import Model, random_model
 from dllm_jax.models.registry import PRESETS
+from dllm_jax.places import only_writer
 from dllm_jax.progress import for_people
 from dllm_jax.settings import TokenizerSettings
 
@@ -123,7 +123,7 @@ def opened(config: Config, *, field: str) -> Iterator[ResultFile | None]:
     if config.input.path:
         places["input.path"] = Path(config.input.path)
     fingerprint.check_apart(file.names, places, field=field)
-    with locks.only_writer(file.path, field=field):
+    with only_writer(file.path, field=field):
         yield file
 
 

@@ -13,6 +13,7 @@ from dllm_jax.errors import UsageError
 from dllm_jax.models import registry
 from dllm_jax.models.fields import token_ids
 from dllm_jax.models.transformer import TransformerConfig
+from dllm_jax.places import folder_obstacle
 
 # What travels with the weights besides config.json: the tokenizer, and code for other frameworks (never run here).
 TOKENIZER = (
@@ -23,6 +24,7 @@ COMPANIONS = (*TOKENIZER, GENERATION, "*.py")
 SIZES = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "vocab_size", "max_length")
 ENDS, PAD = ("eos_token_id", "eot_token_id"), "pad_token_id"  # fields of both files
 NAMES_IN_ERRORS = 8
+PARTIAL, SUFFIX_LENGTH = "partial", 8  # TARGET.partial-1234abcd becomes TARGET when it is complete
 MARKS = ("config.json", "filter.safetensors")  # one of them is in every folder that we write
 
 
@@ -107,7 +109,7 @@ def write_config(source: Path, target: Path, *, dtype: str) -> None:
 
 
 def check_new_folder(target: Path, *, overwrite: bool, field: str = "--target", switch: str = "--overwrite") -> None:
-    """Refuses a folder that exists and may not be replaced.
+    """Refuses a folder that exists and may not be replaced, or cannot be made.
 
     Args:
         target: the folder to write.
@@ -116,8 +118,15 @@ def check_new_folder(target: Path, *, overwrite: bool, field: str = "--target", 
         switch: what allows to replace it, for errors.
 
     Raises:
-        UsageError: it exists.
+        UsageError: why not.
     """
+    try:
+        got = folder_obstacle(target.with_name(f"{target.name}.{PARTIAL}-{'0' * SUFFIX_LENGTH}"))
+        got = got or folder_obstacle(target)
+    except OSError as error:
+        got = error.strerror or str(error)
+    if got:
+        raise UsageError(f"{field}: expected a place to write {target}, got one where that cannot be done ({got})")
     if target.exists() and not overwrite:
         raise UsageError(f"{field}: expected a folder that does not exist, or {switch}, got {target}")
     if target.exists() and not any((target / name).is_file() for name in MARKS):
@@ -134,12 +143,9 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         UsageError: `target` exists and may not be replaced, or its parent cannot be written to.
     """
     check_new_folder(target, overwrite=overwrite)
-    suffix = uuid.uuid4().hex[:8]
-    temporary, old = (target.with_name(f"{target.name}.{kind}-{suffix}") for kind in ("partial", "old"))
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"--target: expected a place to write {target}, got {error.strerror}") from error
+    suffix = uuid.uuid4().hex[:SUFFIX_LENGTH]
+    temporary, old = (target.with_name(f"{target.name}.{kind}-{suffix}") for kind in (PARTIAL, "old"))
+    temporary.mkdir(parents=True)
     try:
         yield temporary
         if target.exists():

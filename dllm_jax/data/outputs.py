@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dllm_jax import locks
 from dllm_jax.errors import UsageError, naming
+from dllm_jax.places import LOCK, file_obstacle
 from dllm_jax.settings import OutputSettings
 
 Row = dict[str, Any]  # one line of the output: id, text, output_ids, num_tokens, nfe, commit_step, finish_reason
@@ -159,27 +159,13 @@ def check_writable(path: str, suffixes: Iterable[str], *, field: str = "output.p
         target = Path(path).resolve()
         files = [target.with_name(target.name + suffix) for suffix in suffixes]
         names = [*files, *(file.with_name(file.name + TEMPORARY) for file in files)]
-        names.append(target.with_name(target.name + locks.SUFFIX))
-        got = next(filter(None, map(_obstacle, names)), "") if target.parent.is_dir() else f"no folder {target.parent}"
+        names.append(target.with_name(target.name + LOCK))
+        got = next(filter(None, map(file_obstacle, names)), "")
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of symlinks
         got = getattr(error, "strerror", None) or str(error)
     if got:
         raise UsageError(f"{field}: expected a file that can be written, got {path!r} ({got})")
     return names
-
-
-def _obstacle(path: Path) -> str:
-    """Why a file cannot be written; "" if it can."""
-    longest = os.pathconf(path.parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
-    if len(os.fsencode(path.name)) > longest:
-        return f"a name of more than {longest} bytes with what is added to it, {path.name[-20:]!r} at the end"
-    if path.is_dir():
-        return f"{path.name} is a folder"
-    if path.exists() and not path.is_file():
-        return f"{path.name} is a device or pipe"
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        return "no permission to write"
-    return ""
 
 
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -1,0 +1,79 @@
+"""Where outputs go: whether a file or folder can be written there, and that only one job does."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from dllm_jax.errors import UsageError
+
+LOCK = ".lock"  # the suffix of a lock file
+
+
+def file_obstacle(path: Path) -> str:
+    """Why a file cannot be written; "" if it can.
+
+    Args:
+        path: resolved.
+    """
+    if not path.parent.is_dir():
+        return f"no folder {path.parent}"
+    if path.is_dir():
+        return f"{path.name} is a folder"
+    if path.exists() and not path.is_file():
+        return f"{path.name} is a device or pipe"
+    if path.exists() and not os.access(path, os.W_OK):
+        return f"no permission to write {path.name}"
+    return _name_obstacle(path)
+
+
+def folder_obstacle(path: Path) -> str:
+    """Why a folder cannot be made or replaced, its parents included; "" if it can.
+
+    Args:
+        path: resolved.
+    """
+    if path.exists() and not path.is_dir():
+        return f"{path.name} is a file"
+    return _name_obstacle(path)
+
+
+def _name_obstacle(path: Path) -> str:
+    """Why there can be no new name in a folder."""
+    parent = next(parent for parent in path.parents if parent.exists())
+    longest = os.pathconf(parent, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    if len(os.fsencode(path.name)) > longest:
+        return f"a name of more than {longest} bytes with what is added to it, {path.name[-20:]!r} at the end"
+    if not parent.is_dir():
+        return f"{parent} is no folder"
+    return "" if os.access(parent, os.W_OK) else f"no permission to write in {parent}"
+
+
+@contextlib.contextmanager
+def only_writer(path: Path, *, field: str) -> Iterator[None]:
+    """Refuses other processes that want to write the same output while the block runs.
+
+    The lock is on the open file PATH.lock, not in its existence: the kernel releases it however the process ends, and
+    a file that a killed job left behind holds nobody up.
+
+    Args:
+        path: the output, resolved.
+        field: the setting that names it, for the error.
+
+    Raises:
+        UsageError: another job writes it.
+    """
+    file = path.with_name(path.name + LOCK)
+    lock = FileLock(file, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"{field}: expected no other job that writes {path}, got one that is running") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()  # while it is locked: who opened it before finds it unlinked, and tries again
+        lock.release()
