@@ -101,4 +101,4 @@ def table(finished: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    cli.leave(main(sys.argv))

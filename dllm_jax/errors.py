@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_ERRNO = re.compile(r"\bos error:? (\d+)", re.IGNORECASE)  # how safetensors and TensorStore tell what the system said
+_ERRNO = re.compile(r"\(os error (\d+)\)|\[os_error_code='(\d+)'\]")  # of safetensors, of TensorStore
 
 
 class UsageError(ValueError):
@@ -28,6 +28,8 @@ def naming(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
+    except UsageError:
+        raise
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
@@ -35,5 +37,5 @@ def naming(path: str | Path) -> Iterator[None]:
     except Exception as error:
         if not (match := _ERRNO.search(str(error))):
             raise
-        number = int(match[1])
+        number = int(match[1] or match[2])
         raise OSError(number, os.strerror(number), str(path)) from error

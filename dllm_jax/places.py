@@ -1,15 +1,19 @@
 """Where outputs go: whether a file or folder can be written there, and that only one job does."""
 
 import contextlib
+import errno
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dllm_jax.errors import UsageError
+from dllm_jax.errors import UsageError, naming
 
 LOCK = ".lock"  # the suffix of a lock file
+PROBE_BYTES = 2**26
 
 
 def file_obstacle(path: Path) -> str:
@@ -49,6 +53,25 @@ def _name_obstacle(path: Path) -> str:
     if not parent.is_dir():
         return f"{parent} is no folder"
     return "" if os.access(parent, os.W_OK) else f"no permission to write in {parent}"
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Fails before a long write that would, where that can be known: no space, a quota, a limit on files.
+
+    Args:
+        folder: where to write; it exists.
+        size: bytes to write, in files of any size.
+
+    Raises:
+        OSError: naming the folder, with the bytes needed and there.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        told = f"{os.strerror(errno.ENOSPC)} ({size:,} bytes needed, {free:,} there)"
+        raise OSError(errno.ENOSPC, told, str(folder))
+    if size and hasattr(os, "posix_fallocate"):
+        with naming(folder), tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, min(size, PROBE_BYTES))
 
 
 @contextlib.contextmanager

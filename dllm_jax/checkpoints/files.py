@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dllm_jax.errors import UsageError
+from dllm_jax.errors import UsageError, naming
 from dllm_jax.models import registry
 from dllm_jax.models.fields import token_ids
 from dllm_jax.models.transformer import TransformerConfig
@@ -25,6 +26,7 @@ SIZES = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "ml
 ENDS, PAD = ("eos_token_id", "eot_token_id"), "pad_token_id"  # fields of both files
 NAMES_IN_ERRORS = 8
 PARTIAL, SUFFIX_LENGTH = "partial", 8  # TARGET.partial-1234abcd becomes TARGET when it is complete
+REMOVALS, REMOVAL_SECONDS = 50, 0.1
 MARKS = ("config.json", "filter.safetensors")  # one of them is in every folder that we write
 
 
@@ -141,18 +143,29 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Raises:
         UsageError: `target` exists and may not be replaced, or its parent cannot be written to.
+        OSError: naming `target`; nothing is left there.
     """
     check_new_folder(target, overwrite=overwrite)
     suffix = uuid.uuid4().hex[:SUFFIX_LENGTH]
     temporary, old = (target.with_name(f"{target.name}.{kind}-{suffix}") for kind in (PARTIAL, "old"))
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with naming(target):
+            yield temporary
         if target.exists():
             target.rename(old)
         temporary.rename(target)
     finally:
         if old.exists() and not target.exists():
             old.rename(target)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder into which threads of a failed write may still be writing."""
+    for _ in range(REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(REMOVAL_SECONDS)
