@@ -27,8 +27,9 @@ from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeResult, Timing
 from dllm_jax.decoding.vocabulary import check_shared
 from dllm_jax.errors import UsageError
-from dllm_jax.mesh import make_mesh
-from dllm_jax.models.model import Model, random_model
+from dllm_jax.memory import bytes_per_device, check_fits
+from dllm_jax.mesh import make_mesh, state_shardings
+from dllm_jax.models.model import Model, abstract_model, random_model
 from dllm_jax.models.registry import PRESETS
 from dllm_jax.places import only_writer
 from dllm_jax.progress import for_people
@@ -306,6 +307,10 @@ def open_model(config: Config, mesh: Mesh) -> Model:
     platform = mesh.devices.flat[0].platform
     dtype = dtype_on(platform, settings.dtype)
     shape = tuned(PRESETS[settings.preset], dtype=dtype, platform=platform)
+    _, abstract = abstract_model(shape, dtype=dtype)
+    check_fits(
+        bytes_per_device(abstract, state_shardings(abstract, mesh)), mesh, field="model.preset", got=settings.preset
+    )
     return random_model(shape, dtype=dtype, mesh=mesh, seed=config.decode.seed)
 
 
