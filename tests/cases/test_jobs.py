@@ -26,7 +26,7 @@ from dllm_jax.settings import DecodeSettings, FilterSettings, ModelSettings, Tok
 from tests.cases.conftest import ROOT, Run
 
 SHORT = ("decode.gen_length=8", "decode.block_length=8", "decode.batch_size=2", "mesh.data=1")
-LOCK = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+LOCK = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
 
 
 @pytest.fixture
