@@ -77,7 +77,7 @@ class OutputSettings:
 
     path: str = setting("", "JSONL file of results; metrics go beside it (default: print)")
     trace: bool = setting(False, "keep in every line what a viewer of the decoding needs: prompt, pieces, confidences")
-    overwrite: bool = setting(False, "discard the unfinished output of an earlier run with other settings")
+    overwrite: bool = setting(False, "replace an output, finished or not, of other settings, prompts or weights")
 
 
 @dataclasses.dataclass(frozen=True)

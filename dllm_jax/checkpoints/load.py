@@ -12,6 +12,7 @@ from dllm_jax.checkpoints import files, hf, layout, store
 from dllm_jax.checkpoints.manifest import NAME as MANIFEST
 from dllm_jax.checkpoints.manifest import verify_folder
 from dllm_jax.errors import UsageError
+from dllm_jax.memory import bytes_per_device, check_fits
 from dllm_jax.mesh import make_mesh, state_shardings
 from dllm_jax.models.model import Model, abstract_model
 from dllm_jax.models.transformer import TransformerConfig
@@ -74,7 +75,9 @@ def load_model(
         kind = dtype_on(platform, dtype)
     config = tuned(config, dtype=kind, platform=platform)
     graphdef, abstract = abstract_model(config, dtype=kind)
-    wanted = layout.flatten(jax.tree.map(_placed, abstract, state_shardings(abstract, mesh)))
+    shardings = state_shardings(abstract, mesh)
+    check_fits(bytes_per_device(abstract, shardings), mesh, field=field, got=str(path))
+    wanted = layout.flatten(jax.tree.map(_placed, abstract, shardings))
     if converted:
         stored = store.stored_params(folder / PARAMS)
         layout.check_shapes(folder, *({name: leaf.shape for name, leaf in tree.items()} for tree in (wanted, stored)))

@@ -1,7 +1,6 @@
 """Prompts with answers, to learn from and to measure on: read or drawn, and encoded."""
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -115,12 +114,3 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     """`count` of the items at even distances, or all of them if there are not so many."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def digest(samples: Iterable[Sample]) -> str:
-    """A checksum of tokens and prompt lengths."""
-    sha = hashlib.sha256()
-    for sample in samples:
-        sha.update(f"{sample.example.prompt_length} {len(sample.example.tokens)} ".encode())
-        sha.update(sample.example.tokens.tobytes())
-    return sha.hexdigest()
