@@ -91,6 +91,11 @@ def decoding_rules(abstract_state: Any, mesh: Mesh) -> Rules:
     return DECODING_SPLIT if limit and weights > WEIGHTS_SHARE * limit else DECODING
 
 
+def weight_shardings(abstract_state: Any, mesh: Mesh) -> Any:
+    """`state_shardings` of a model that decodes."""
+    return state_shardings(abstract_state, mesh, rules=decoding_rules(abstract_state, mesh))
+
+
 def state_shardings(abstract_state: Any, mesh: Mesh, *, rules: Rules) -> Any:
     """The sharding of every leaf of an abstract state, in the same tree.
 

@@ -13,7 +13,8 @@ from dllm_jax.checkpoints import files, hf, layout, store
 from dllm_jax.checkpoints.manifest import NAME as MANIFEST
 from dllm_jax.checkpoints.manifest import verify_folder
 from dllm_jax.errors import UsageError
-from dllm_jax.mesh import decoding_rules, make_mesh, state_shardings
+from dllm_jax.memory import bytes_per_device, check_fits
+from dllm_jax.mesh import make_mesh, weight_shardings
 from dllm_jax.models.model import Model, abstract_model
 from dllm_jax.models.transformer import TransformerConfig, on_mesh
 
@@ -75,9 +76,9 @@ def load_model(
         kind = dtype_on(platform, dtype)
     config = tuned(config, dtype=kind, platform=platform)
     graphdef, abstract = abstract_model(config, dtype=kind)
-    wanted = layout.flatten(
-        jax.tree.map(_placed, abstract, state_shardings(abstract, mesh, rules=decoding_rules(abstract, mesh)))
-    )
+    shardings = weight_shardings(abstract, mesh)
+    check_fits(bytes_per_device(abstract, shardings), mesh, field=field, got=str(path))
+    wanted = layout.flatten(jax.tree.map(_placed, abstract, shardings))
     if converted:
         stored = store.stored_params(folder / PARAMS)
         layout.check_shapes(folder, *({name: leaf.shape for name, leaf in tree.items()} for tree in (wanted, stored)))
@@ -93,7 +94,7 @@ def _spread(model: Model, config: TransformerConfig) -> Model:
     if config == model.config:
         return model
     graphdef, abstract = abstract_model(config, dtype=model.dtype)
-    shardings = layout.flatten(state_shardings(abstract, model.mesh, rules=decoding_rules(abstract, model.mesh)))
+    shardings = layout.flatten(weight_shardings(abstract, model.mesh))
     params = layout.flatten(model.params)
     for path in params:
         spread = functools.partial(layout.spread, path, groups=config.stored_groups, copies=config.kv_copies)
@@ -111,8 +112,11 @@ def _stored_dtype(folder: Path, config: TransformerConfig) -> np.dtype:
 
 def tuned(config: TransformerConfig, *, dtype: np.dtype, platform: str) -> TransformerConfig:
     """The configuration with the attention kernel that suits a platform ("cpu", "gpu", "tpu") and a dtype."""
-    is_for_cudnn = platform == "gpu" and dtype.itemsize == 2
-    return dataclasses.replace(config, attention_kernel="cudnn") if is_for_cudnn else config
+    if platform == "gpu" and dtype.itemsize == 2:
+        return dataclasses.replace(config, attention_kernel="cudnn")
+    if platform != "gpu" and dtype == jnp.float16:
+        return dataclasses.replace(config, attention_kernel="xla_wide")
+    return config
 
 
 def dtype_on(platform: str, name: str) -> np.dtype:

@@ -26,9 +26,18 @@ def parameter(
     return nnx.Param(init(rngs.params(), shape, dtype), logical_axes=axes)
 
 
-def weight(variable: nnx.Param) -> Array:
-    """A parameter where a layer uses it: whole but for its axes over `tensor`."""
-    return constrain(variable[...], *variable.get_metadata()["logical_axes"], rules=DECODING)
+def weight(variable: nnx.Param, beside: Float[Array, "..."] | None = None) -> Array:
+    """A parameter where a layer uses it: whole but for its axes over `tensor`.
+
+    Args:
+        variable: the parameter, which may be split over `fsdp`.
+        beside: what it is multiplied with. The parameter is gathered when that is there: else the compiler would
+            gather those of all layers in front of a loop.
+    """
+    value = variable[...]
+    if beside is not None and jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1:
+        value, _ = jax.lax.optimization_barrier((value, beside))
+    return constrain(value, *variable.get_metadata()["logical_axes"], rules=DECODING)
 
 
 def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -82,9 +91,12 @@ def attend(
         k: keys, rotated.
         v: values.
         mask: True where a query may look at a key.
-        kernel: "xla" anywhere; "cudnn" on NVIDIA GPUs in 16 bits, for lengths it accepts (others fall back to XLA).
-            A TPU kernel would be a third name here.
+        kernel: "xla" anywhere; "cudnn" on NVIDIA GPUs in 16 bits, for lengths it accepts (others fall back to XLA);
+            "xla_wide" computes in float32, where float16 products cannot be summed in float32 (CPU, TPU).
+            A TPU kernel would be another name here.
     """
+    if kernel == "xla_wide":
+        return attend(wide(q), wide(k), wide(v), mask=mask, kernel="xla").astype(q.dtype)
     batch, queries, _, head_dim = q.shape
     keys = k.shape[1]
     fits_cudnn = queries % CUDNN_LENGTH_MULTIPLE == 0 and keys % CUDNN_LENGTH_MULTIPLE == 0 and head_dim % 8 == 0
@@ -127,7 +139,7 @@ class Attention(nnx.Module):
         kept_BT: Bool[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
         """Attends to the tokens themselves, or to a cache in which their keys and values were written at `start`."""
-        qkv = jnp.einsum("btd,dkgh->btkgh", x, weight(self.qkv))
+        qkv = jnp.einsum("btd,dkgh->btkgh", x, weight(self.qkv, x))
         if self.qkv_bias is not None:
             qkv = qkv + self.qkv_bias[...][None, None]
         qkv = constrain(qkv, "batch", None, "kv_heads", None, None)
@@ -139,7 +151,7 @@ class Attention(nnx.Module):
         heads = attend(q, seen.k, seen.v, mask=mask, kernel=self.kernel).reshape(
             batch, queries, kv_heads, groups, head_dim
         )
-        return jnp.einsum("btkgh,kghd->btd", heads, weight(self.out)), seen
+        return jnp.einsum("btkgh,kghd->btd", heads, weight(self.out, heads)), seen
 
 
 class SwiGLU(nnx.Module):
@@ -152,5 +164,6 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies the gated MLP to every position."""
-        gate_up = constrain(jnp.einsum("btd,dcf->btcf", x, weight(self.gate_up)), "batch", None, None, "mlp")
-        return jnp.einsum("btf,fd->btd", jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1], weight(self.down))
+        gate_up = constrain(jnp.einsum("btd,dcf->btcf", x, weight(self.gate_up, x)), "batch", None, None, "mlp")
+        hidden = jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]
+        return jnp.einsum("btf,fd->btd", hidden, weight(self.down, hidden))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from dllm_jax.mesh import decoding_rules, state_shardings
+from dllm_jax.mesh import weight_shardings
 from dllm_jax.models.transformer import Transformer, TransformerConfig, on_mesh
 
 
@@ -62,5 +62,5 @@ def random_model(config: TransformerConfig, *, dtype: jnp.dtype, mesh: Mesh, see
     def init() -> nnx.State:
         return nnx.state(Transformer(config, dtype=dtype, rngs=nnx.Rngs(seed)))
 
-    params = jax.jit(init, out_shardings=state_shardings(abstract, mesh, rules=decoding_rules(abstract, mesh)))()
+    params = jax.jit(init, out_shardings=weight_shardings(abstract, mesh))()
     return Model(config=config, graphdef=graphdef, params=params, mesh=mesh)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from dllm_jax import load_model, mesh
-from dllm_jax.checkpoints import load
 from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder, decode_all
 from dllm_jax.decoding.state import DecodeResult
@@ -69,7 +68,7 @@ def test_tokens_do_not_depend_on_the_mesh(
 ) -> None:
     data, fsdp, tensor = shape
     if split:  # as if the weights did not fit otherwise
-        monkeypatch.setattr(load, "decoding_rules", lambda *_: mesh.DECODING_SPLIT)
+        monkeypatch.setattr(mesh, "decoding_rules", lambda *_: mesh.DECODING_SPLIT)
     path = str(GOLDENS / "checkpoints" / "llada-tiny-gqa")
     one = Decoder(load_model(path), config(1.0, batch_size=8))(prompts)
     sharded = load_model(path, mesh=mesh.make_mesh(data=data, fsdp=fsdp, tensor=tensor))
