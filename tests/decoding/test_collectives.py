@@ -41,9 +41,9 @@ def collectives(preset: str, shape: tuple[int, int, int], *, cfg_scale: float) -
     return [(kind, size) for kind, size in loop_collectives(text) if size > CONTROL]
 
 
-@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
 @pytest.mark.parametrize(
-    ("preset", "shape"), [("llada_8b", (8, 1, 1)), ("llada_8b", (1, 8, 1)), ("dream_7b", (8, 1, 1))]
+    ("preset", "shape", "cfg_scale"),
+    [("llada_8b", (8, 1, 1), 1.0), ("llada_8b", (1, 8, 1), 0.0), ("dream_7b", (8, 1, 1), 0.0)],
 )
 def test_rows_need_nothing_from_each_other(preset: str, shape: tuple[int, int, int], cfg_scale: float) -> None:
     assert collectives(preset, shape, cfg_scale=cfg_scale) == []
@@ -53,7 +53,6 @@ def test_rows_need_nothing_from_each_other(preset: str, shape: tuple[int, int, i
     ("preset", "shape", "cfg_scale"),
     [
         ("llada_8b", (1, 1, 8), 0.0),
-        ("llada_8b", (2, 2, 2), 0.0),
         ("llada_8b", (2, 2, 2), 1.0),
         ("dream_7b", (1, 1, 8), 0.0),
     ],
@@ -76,5 +75,5 @@ def test_split_weights_are_gathered_layer_by_layer(monkeypatch: pytest.MonkeyPat
     found = collectives("llada_8b", (1, 8, 1), cfg_scale=0.0)
     assert {kind for kind, _ in found} == {"all-gather"}
     attention, mlp = 4 * WIDTH * 3 * 8 * 16, 4 * WIDTH * 2 * 3 * WIDTH
-    each = 2 * LAYERS  # in the full step and in the cached one
-    assert Counter(size for _, size in found) == {attention: each, attention // 3: each, mlp: each, mlp // 2: each}
+    steps = 2  # the full one and the cached one
+    assert Counter(size for _, size in found) == Counter([attention, attention // 3, mlp, mlp // 2] * LAYERS * steps)
