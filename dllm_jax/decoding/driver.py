@@ -23,7 +23,7 @@ from dllm_jax.decoding import caching, canvas
 from dllm_jax.decoding.caching import CacheStrategy, Span
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.policies.base import CommitPolicy, InPlace, PolicyLog, Reported, View
-from dllm_jax.decoding.prediction import Sampler, paired, predict_slots
+from dllm_jax.decoding.prediction import Prediction, Sampler, paired, predict_slots
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.decoding.stopping import EndOfText
@@ -203,7 +203,7 @@ class Engine:
             columns: canvas columns that the forward ran.
         """
         state, rows = carry
-        prediction = predict_slots(self.model.unembed(hidden_BSD), self.sampler, noise=self._gumbel(state, predicted))
+        prediction = self._predict(state, hidden_BSD, predicted)
         offset_B = slots.first_B - predicted.first_B
         seen = prediction
         if slots is not predicted:
@@ -252,6 +252,24 @@ class Engine:
             columns=state.columns + columns,
         )
         return Carry(state, freeze(commit.rows, rows, active_B))
+
+    def _predict(self, state: DecodeState, hidden_BSD: Float[Array, "rows S D"], slots: Slots) -> Prediction:
+        """What the model says about the slots; about several blocks without logits, of which few are there at once."""
+
+        def of(hidden: Float[Array, "rows Q D"], part: Slots) -> Prediction:
+            return predict_slots(self.model.unembed(hidden), self.sampler, noise=self._gumbel(state, part))
+
+        width = self.geometry.block_length
+        if slots.width <= width:
+            return of(hidden_BSD, slots)
+
+        def of_block(offset: Int[Array, ""]) -> Prediction:
+            hidden = jax.lax.dynamic_slice_in_dim(hidden_BSD, offset, width, axis=1)
+            prediction = of(hidden, Slots(slots.first_B + offset, width))
+            return dataclasses.replace(prediction, logits_BQV=prediction.logits_BQV[..., :0], gumbel_BQV=None)
+
+        blocks = jax.lax.map(of_block, jnp.arange(0, slots.width, width))
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], slots.width, *x.shape[3:]), blocks)
 
     def _view(self, state: DecodeState, slots: Slots) -> View:
         """What the policy sees before a step."""

@@ -25,7 +25,7 @@ class Prediction:
     confidence_BQ: Float[Array, "B Q"]  # its probability, in [0, 1]
     margin_BQ: Float[Array, "B Q"]  # logit of the best token minus the largest other; below 0 where [MASK] is surer
     finite_BQ: Bool[Array, "B Q"]  # the model's numbers are numbers: else nothing here means anything
-    logits_BQV: Float[Array, "B Q V"]  # whose softmax the confidence comes from
+    logits_BQV: Float[Array, "B Q V"]  # whose softmax the confidence comes from; V = 0 for slots of several blocks
     gumbel_BQV: Float[Array, "B Q V"] | None = None  # the draw behind the tokens; None at temperature 0
     mask_id: int | None = struct.field(pytree_node=False, default=None)  # of the sampler
 
