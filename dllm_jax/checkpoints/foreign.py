@@ -1,7 +1,7 @@
 """Where a checkpoint is, and what looks like one but is not read: told in one line with what to do instead."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dllm_jax.checkpoints.files import abbreviate
@@ -9,8 +9,10 @@ from dllm_jax.errors import UsageError
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 POINTER_BYTES = 1024  # a pointer is never longer
+READ = (".json", ".safetensors", ".jinja", ".txt")
 ADAPTERS = ("adapter_config.json", "adapter_model.*")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.npz")
+LEFT_BY_TRAINERS = {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
 _HUB = re.compile(r"(?:https://huggingface\.co/|hf://)?([\w-][\w.-]*/[\w-][\w.-]*?)(?:/tree/main)?/?")
 _ADAPTED = re.compile(r"\blora_|\.base_layer\.|^base_model\.model\.|\.modules_to_save\.")
 _QUANTISED = re.compile(
@@ -60,13 +62,17 @@ def hint(path: str) -> str:
     return ""
 
 
-def refuse_pointers(folder: Path, *, field: str) -> None:
-    """Refuses a folder in which git-lfs has left pointers instead of files.
+def refuse_stand_ins(folder: Path, *, field: str) -> None:
+    """Refuses a folder with pointers of git-lfs, or links to nothing, instead of files that may be read.
 
     Raises:
         UsageError: naming them.
     """
-    small = (path for path in sorted(folder.iterdir()) if path.is_file() and path.stat().st_size <= POINTER_BYTES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix in READ)
+    if broken := [path.name for path in paths if path.is_symlink() and not path.exists()]:
+        told = f"{abbreviate(broken)} (download again)"
+        raise UsageError(f"{field}: expected files in {folder}, got links to files that are not there: {told}")
+    small = (path for path in paths if path.is_file() and path.stat().st_size <= POINTER_BYTES)
     pointers = [path.name for path in small if path.read_bytes().startswith(POINTER)]
     if pointers:
         raise UsageError(
@@ -88,11 +94,8 @@ def refuse_adapter(folder: Path) -> None:
 def absent(folder: Path, *expected: str) -> UsageError:
     """The error for a folder without any of the files that are expected, with what it has instead."""
     inner = sorted(path.parent.name for path in folder.glob(f"*/{expected[0]}"))
-    links = sorted(path.name for path in folder.iterdir() if path.is_symlink() and not path.exists())
     if pickled := _names(folder, PICKLED):
         told = f"{abbreviate(pickled)}: save the model as safetensors (in transformers: save_pretrained)"
-    elif links:
-        told = f"links to files that are not there: {abbreviate(links)} (download again)"
     elif stray := _names(folder, ["*.safetensors"]):
         told = f"only {abbreviate(stray)} (download the folder again, as it is)"
     elif inner:
@@ -121,6 +124,7 @@ def refuse_tensors(folder: Path, dtypes: Mapping[str, str], *, known: Mapping[st
         raise UsageError(f"{folder}: expected tensors in {', '.join(known)}, got {abbreviate(odd)}: {_HALF}")
 
 
-def _names(folder: Path, patterns: tuple[str, ...] | list[str], *, but: list[str] | None = None) -> list[str]:
+def _names(folder: Path, patterns: Sequence[str], *, but: Sequence[str] = ()) -> list[str]:
+    """The files that match, but for what trainers leave beside a model."""
     found = {path.name for pattern in patterns for path in folder.glob(pattern)}
-    return sorted(found - set(but or []) - {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"})
+    return sorted(found - set(but) - LEFT_BY_TRAINERS)

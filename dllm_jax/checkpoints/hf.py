@@ -115,7 +115,7 @@ def read_tensors(folder: Path, config: TransformerConfig) -> tuple[TransformerCo
     config = layout.settled(config, has_head=head in found)
     layers = registry.count_layers(config, found)
     if layers != config.num_layers:
-        told = f"those of {layers} ({files.abbreviate(list(found))})"
+        told = f"those of {layers}" if layers else f"none of that name, but {files.abbreviate(list(found))}"
         raise UsageError(f"{folder}: expected the tensors of {config.num_layers} layers (config.json), got {told}")
     expected = _expected(config)
     shapes = {name: shape for tensors in expected.values() for name, shape in tensors.items()}

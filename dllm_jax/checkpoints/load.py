@@ -30,11 +30,11 @@ def resolve(path: str | Path, *, field: str = "model.path") -> Path:
         field: the setting it came from, for the error.
 
     Raises:
-        UsageError: neither, or a folder with pointers of git-lfs instead of files.
+        UsageError: neither, or a folder with stand-ins for files (git-lfs, broken links).
     """
     if str(path) and Path(path).is_dir():
         folder = foreign.snapshot(Path(path), field=field)
-        foreign.refuse_pointers(folder, field=field)
+        foreign.refuse_stand_ins(folder, field=field)
         return folder
     bundled = sorted(config.parent.name for config in ASSETS.glob("*/config.json"))
     if str(path) not in bundled:

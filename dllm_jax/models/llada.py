@@ -52,13 +52,12 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         got = fields.get(name)
         if got is not None and got != expected:
             raise UsageError(f"config.json field {name}: expected {expected!r} (the LLaDA releases), got {got!r}")
-    rows = fields.get("embedding_size") or fields["vocab_size"]
-    if rows < fields["vocab_size"]:
-        raise UsageError(
-            f"config.json: expected an embedding_size of at least vocab_size, got {rows} and {fields['vocab_size']}"
-        )
+    tokens = fields["vocab_size"]
+    rows = fields.get("embedding_size") or tokens
+    if not 0 < tokens <= rows:
+        raise UsageError(f"config.json field vocab_size: expected 1 to embedding_size ({rows}), got {tokens!r}")
     heads = fields["n_heads"]
-    kv_heads = fields.get("n_kv_heads") or heads
+    kv_heads = heads if fields.get("n_kv_heads") is None else fields["n_kv_heads"]
     if fields["d_model"] % heads or heads % kv_heads:
         raise UsageError(
             "config.json: expected n_heads to divide d_model and n_kv_heads to divide n_heads, "

@@ -48,7 +48,7 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     require(fields, _NEEDED)
     _refuse_qwen_variants(fields)
     heads, dim = fields["num_attention_heads"], fields["hidden_size"]
-    kv_heads = fields.get("num_key_value_heads") or heads
+    kv_heads = heads if fields.get("num_key_value_heads") is None else fields["num_key_value_heads"]
     head_dim = fields.get("head_dim")
     if heads % kv_heads or (not head_dim and dim % heads):
         raise UsageError(
