@@ -84,7 +84,8 @@ def head_name(config: TransformerConfig) -> str:
 
 
 def count_layers(config: TransformerConfig, names: Iterable[str]) -> int:
-    """How many layers the tensors of a checkpoint belong to."""
+    """How many layers a checkpoint has, by the names of its tensors."""
     start = next(path for path in _FAMILIES[config.family].TENSOR_NAMES if "{i}" in path)
     prefix = _FAMILIES[config.family].TENSOR_NAMES[start][0].partition("{i}")[0]
-    return len({name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix)})
+    indices = (name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix))
+    return 1 + max((int(index) for index in indices if index.isdecimal()), default=-1)

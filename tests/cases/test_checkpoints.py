@@ -172,7 +172,7 @@ def test_a_cache_of_hugging_face_is_a_model(decode, run: Run, checkpoints: Path,
     (cache / "snapshots" / "another").mkdir()
     assert answer(decode(cache)) == expected
     assert answer(decode(cache / "snapshots" / "abc")) == expected
-    assert convert.main(["convert", f"--source={cache}", f"--target={tmp_path / 'converted'}"]) == 0
+    convert.convert(cache, tmp_path / "converted", to="orbax", dtype="keep", overwrite=False)
     assert answer(decode(tmp_path / "converted")) == expected
     answer(run(f"model.path={checkpoints / 'llada'}", f"tokenizer.path={cache}", *SHORT, "decode.block_length=8",
                config="threshold"))  # fmt: skip
