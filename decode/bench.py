@@ -12,7 +12,6 @@ device, measured in the same run. Everything goes to output.path as JSON.
 """
 
 import json
-from pathlib import Path
 
 from rich.console import Console
 
@@ -24,10 +23,11 @@ from dllm_jax.data.outputs import check_writable, replace_file
 def main(config: Config) -> None:
     """Measures, prints tables and writes the numbers."""
     from dllm_jax.bench import report  # imports JAX: only after the flags are parsed
+    from dllm_jax.checkpoints.fingerprint import check_apart, sources
 
-    path = Path(config.output.path).resolve() if config.output.path else None
+    path, *others = check_writable(config.output.path, ("",)) if config.output.path else [None]
     if path:
-        check_writable(path, config)
+        check_apart([path, *others], sources(config), field="output.path")
     results = report.measure(config)
     console = Console(highlight=False)
     console.width = max(console.width, 120)

@@ -30,19 +30,16 @@ from dllm_jax.evals.scorers import scorer_for
 def main(config: Config) -> int:
     """Decodes and scores all tasks, prints a table, writes results and metrics; 1 if rows ended with an error."""
     from dllm_jax import jobs  # imports JAX: only after the flags are parsed
-    from dllm_jax.evals.metrics import summarize
 
-    job = jobs.prepare(_with_tasks(config), check=lambda prompt: scorer_for(prompt.task, prompt.answer))
-    if not job.codec:
-        raise UsageError(f"tokenizer.path: expected a tokenizer, to score text, got none in {config.model.path!r}")
-    result = jobs.decode(job)
-    result = dataclasses.replace(result, rows=_score(job.prompts, result.rows))
-    metrics = jobs.finish(job, result, scores=summarize(result.rows))
+    def check(prompt: Prompt) -> None:
+        scorer_for(prompt.task, prompt.answer)
+
+    _, rows, metrics = jobs.run(_with_tasks(config), command="decode.eval", check=check, score=_score)
     Console(highlight=False).print(_table(metrics))
     print(jobs.summary(metrics))
     if config.output.path:
         print(f"results in {config.output.path}, metrics in {config.output.path}.metrics.json")
-    return jobs.exit_code(result.rows)
+    return jobs.exit_code(rows)
 
 
 def _with_tasks(config: Config) -> Config:
@@ -53,12 +50,15 @@ def _with_tasks(config: Config) -> Config:
     return dataclasses.replace(config, input=dataclasses.replace(config.input, path=path))
 
 
-def _score(prompts: Sequence[Prompt], rows: Sequence[Row]) -> list[Row]:
-    """The output lines with task and correct."""
-    return [
+def _score(prompts: Sequence[Prompt], rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any]]:
+    """The output lines with task and correct, and the metrics that follow from them."""
+    from dllm_jax.evals.metrics import summarize
+
+    scored = [
         row | {"task": prompt.task, "correct": scorer_for(prompt.task, prompt.answer)(row["text"])}
         for prompt, row in zip(prompts, rows, strict=True)
     ]
+    return scored, summarize(scored)
 
 
 def _table(metrics: Mapping[str, Any]) -> Table:

@@ -32,19 +32,18 @@ def main(config: Config) -> int:
     """Decodes all prompts and writes or prints the results; returns 1 if rows ended with an error."""
     from dllm_jax import jobs  # imports JAX: only after the flags are parsed
 
-    job = jobs.prepare(config)
-    result = jobs.decode(job)
-    summary = jobs.summary(jobs.finish(job, result, scores={}))
+    prompts, rows, metrics = jobs.run(config, command="decode.run")
+    summary = jobs.summary(metrics)
     if config.output.path:
         print(f"{summary}\nresults in {config.output.path}, metrics in {config.output.path}.metrics.json")
     elif sys.stdout.isatty():
-        Console(highlight=False).print(_table(job.prompts, result.rows))
+        Console(highlight=False).print(_table(prompts, rows))
         print(summary)
     else:
-        for row in result.rows:
+        for row in rows:
             print(json.dumps(row, ensure_ascii=False))
         print(summary, file=sys.stderr)
-    return jobs.exit_code(result.rows)
+    return jobs.exit_code(rows)
 
 
 def _table(prompts: "list[Prompt]", rows: "list[Row]") -> Table:

@@ -6,7 +6,7 @@ usage: python -m decode.sweep [--config=NAME|FILE] --config.output.path=FOLDER [
 
 The file has, besides get_config(variant), the variants' names in VARIANTS; --config=NAME:VARIANT runs one of them.
 Results go to FOLDER/VARIANT.jsonl with their metrics, the table, in Markdown, to FOLDER/table.md and the standard
-output. All other settings are those of decode.eval.
+output. All other settings are those of decode.eval. A sweep that was cut off does not decode finished variants again.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from typing import Any
 from decode import eval as evaluation
 from dllm_jax import cli
 from dllm_jax.config import Config
+from dllm_jax.data.outputs import replace_file
 from dllm_jax.errors import UsageError
 
 DEFAULT = "ablations/dico"
@@ -32,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         argv: the command line, program name first.
     """
     chosen: list[str] = []
-    code = cli.guarded(lambda: chosen.extend(variants(cli.split(argv, DEFAULT)[0].config)))
+    worst = code = cli.guarded(lambda: chosen.extend(variants(cli.split(argv, DEFAULT)[0].config)))
     finished: dict[str, Any] = {}
     for experiment in chosen:
         name = experiment.partition(":")[2]
@@ -40,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
         code = cli.execute(run, [*argv, f"--config={experiment}"], description=__doc__ or "", default_config=DEFAULT)
         if name not in finished:  # a mistake, or --help
             return code
-    return code
+        worst = max(worst, code)
+    return worst
 
 
 def variants(config: str) -> list[str]:
@@ -61,18 +63,23 @@ def variants(config: str) -> list[str]:
     return [f"{file}:{name}" for name in names if not only or name == only]
 
 
-def evaluate(config: Config, *, name: str, finished: dict[str, Any]) -> None:
-    """Runs one variant, adds its metrics to those of the finished ones, and shows all."""
+def evaluate(config: Config, *, name: str, finished: dict[str, Any]) -> int:
+    """Runs one variant unless an earlier sweep did, adds its metrics to those of the finished ones, and shows all.
+
+    Returns:
+        The exit code of `decode.eval`.
+    """
     folder = Path(config.output.path)
-    if not config.output.path or folder.is_file():
+    if not config.output.path or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"output.path: expected a folder, got {config.output.path!r}")
     folder.mkdir(parents=True, exist_ok=True)
     path = str(folder / f"{name}.jsonl")
-    evaluation.main(dataclasses.replace(config, output=dataclasses.replace(config.output, path=path)))
+    code = evaluation.main(dataclasses.replace(config, output=dataclasses.replace(config.output, path=path)))
     finished[name] = json.loads(Path(f"{path}.metrics.json").read_text())
     text = table(finished)
-    (folder / "table.md").write_text(text)
+    replace_file(folder / "table.md", text)
     print(text, end="", flush=True)
+    return code
 
 
 def table(finished: Mapping[str, Any]) -> str:
@@ -94,4 +101,4 @@ def table(finished: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    cli.leave(main(sys.argv))

@@ -4,19 +4,21 @@ Settings are `ml_collections.config_flags` (`--config=FILE` or the name of a bun
 `--config.section.field=value`). JAX is not imported here: help and errors come at once, and the environment is set up
 before it starts.
 
-Exit codes: 0, or what `main` returns; 2 for bad usage, configuration or input; 130 after Ctrl-C; other failures keep
-their traceback.
+Exit codes: 0; 1 for rows that ended with an error, or a fault of the machine (no space, read-only, too many open
+files), told in one line with the path; 2 for bad usage, configuration or input, or what does not fit into memory; 130
+after Ctrl-C. Whatever else goes wrong is a mistake of ours and keeps its traceback.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import errno
 import importlib.util
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -29,13 +31,15 @@ from rich.table import Table
 from rich.text import Text
 
 from dllm_jax.config import Config, build, to_config_dict
-from dllm_jax.errors import UsageError
+from dllm_jax.errors import UsageError, naming
 
 PROGRAM = "dllm-jax"  # the console command of an installed package
 _BUNDLED = Path(__file__).parent / "bundled"
 # Where configs/, decode/ and train/ lie: inside the package in a wheel (see setup.py), beside it in a clone.
 ROOT = _BUNDLED if _BUNDLED.is_dir() else _BUNDLED.parents[1]
-INTERRUPTED = 130  # exit code after Ctrl-C
+FAULT, INTERRUPTED = 1, 130  # exit codes: the machine failed; Ctrl-C
+# Faults of the machine whatever was open; others are that only if they name a file.
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE)
 COMPILATION_CACHE = "~/.cache/dllm_jax/programs"
 # Set unless the user did: tokenizers come from local folders only, and transformers need not say that torch is missing.
 _ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -63,10 +67,20 @@ def run(
         default_config: the experiment used without --config.
         schema: the dataclass of the command's settings, which `main` gets.
     """
-    code = execute(main, sys.argv, description=description, default_config=default_config, schema=schema)
-    if code == INTERRUPTED:
-        os._exit(code)  # at once: a normal exit waits for the running computation, or crashes under its threads
-    sys.exit(code)
+    leave(execute(main, sys.argv, description=description, default_config=default_config, schema=schema))
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process.
+
+    After a failure at once: a normal exit waits for the running computation, or crashes under its threads.
+    """
+    if code:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(0)
 
 
 def execute(
@@ -91,7 +105,8 @@ def guarded(body: Callable[[], int | None]) -> int:
     """Calls `body` and returns the exit code, its own (None is 0) or that of a mistake, told in one line on stderr."""
     try:
         code = body()
-        sys.stdout.flush()
+        with naming("standard output"):
+            sys.stdout.flush()
     except UsageError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -99,9 +114,25 @@ def guarded(body: Callable[[], int | None]) -> int:
         print("interrupted", file=sys.stderr, flush=True)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
-        return 1
+        _drop_output()
+        return FAULT
+    except MemoryError as error:
+        print("error: out of memory:", " ".join(str(error).split()) or "no more is there", file=sys.stderr)
+        return FAULT
+    except OSError as error:
+        if error.filename is None and error.errno not in OF_THE_MACHINE:
+            raise
+        if error.filename is None or error.filename == "standard output":
+            _drop_output()
+        print(f"error: {error.filename or 'a file or the standard output'}: {error.strerror}", file=sys.stderr)
+        return FAULT
     return code or 0
+
+
+def _drop_output() -> None:
+    """Lets the interpreter's last flush of what cannot be written succeed."""
+    with contextlib.suppress(OSError):  # not every stream is a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def require(*packages: str, extra: str) -> None:
@@ -201,7 +232,7 @@ def config_module(name: str) -> ModuleType:
     return module
 
 
-@contextmanager
+@contextlib.contextmanager
 def _told_in_one_line(name: str, file: str | None) -> Iterator[None]:
     """Makes a failure of a configuration file a `UsageError` that names the line of the file."""
     try:
@@ -251,6 +282,10 @@ def _override(values: ConfigDict, argv: list[str], schema: type[Any]) -> ConfigD
         raise UsageError(str(error)) from None
     if positional:
         raise UsageError(f"command line: expected only --flags, got {positional[0]!r}")
+    for name, field in known.items():
+        flag = f"config.{name}"
+        if field.metadata["filled"] and flag in parsed and parsed[flag].present and not parsed[flag].value:
+            raise UsageError(f"{name}: expected text that is not empty, got --{flag}=")
     return parsed.config
 
 

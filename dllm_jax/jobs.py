@@ -1,32 +1,37 @@
 """The job that decode.run and decode.eval share: prepare everything, decode batch by batch, write results."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import rich.progress
 from jax.sharding import Mesh
 
 import dllm_jax
+from dllm_jax.checkpoints import fingerprint
 from dllm_jax.checkpoints.filters import open_filter
 from dllm_jax.checkpoints.load import dtype_on, load_model, resolve, tuned
 from dllm_jax.config import Config, wants_verifier
-from dllm_jax.data.outputs import ResultFile, Row
+from dllm_jax.data.outputs import VERSION, Finished, ResultFile, Row
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
 from dllm_jax.decoding import end_tokens, text
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeResult, Timing
 from dllm_jax.decoding.vocabulary import check_shared
 from dllm_jax.errors import UsageError
-from dllm_jax.mesh import make_mesh
-from dllm_jax.models.model import Model, random_model
+from dllm_jax.memory import bytes_per_device, check_fits
+from dllm_jax.mesh import make_mesh, state_shardings
+from dllm_jax.models.model import Model, abstract_model, random_model
 from dllm_jax.models.registry import PRESETS
+from dllm_jax.places import only_writer
 from dllm_jax.progress import for_people
 from dllm_jax.settings import TokenizerSettings
 
@@ -57,21 +62,89 @@ class JobResult:
     timing: Timing
 
 
-def prepare(config: Config, *, check: Check | None = None) -> Job:
-    """Reads and checks all inputs and loads the model; cheap mistakes come before the model is loaded.
+class Outcome(NamedTuple):
+    """What a command tells of its job."""
+
+    prompts: list[Prompt]
+    rows: list[Row]  # in input order; those of bad lines that were left out are missing
+    metrics: dict[str, Any]
+
+
+Score = Callable[[Sequence[Prompt], Sequence[Row]], tuple[list[Row], dict[str, Any]]]  # rows with scores, metrics
+
+
+def run(
+    config: Config, *, command: str, check: Check | None = None, score: Score | None = None,
+    prompts: Sequence[Prompt] | None = None, field: str = "output.path",
+) -> Outcome:  # fmt: skip
+    """The whole job: decodes what is not decoded yet, writes everything; says so if there is nothing to do.
 
     Args:
         config: all settings.
+        command: whose output lines these are; part of the job's identity.
         check: a further check of every prompt; see `prompts.read`.
+        score: adds scores to the output lines and the metrics.
+        prompts: what to decode (default: what `input` names).
+        field: the setting that output.path comes from, for errors.
 
     Raises:
         UsageError: output, prompts, model, tokenizer or mesh do not work out.
     """
-    file = ResultFile(config) if config.output.path else None
-    bad = BadLines(source(config.input), config.input.on_error)
-    prompts = read(config.input, bad, check=check)
-    mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.decode.batch_size)
-    done = file.resume(_identity(config, prompts, mesh)) if file else {}
+    with opened(config, field=field) as file:
+        bad = BadLines(source(config.input), config.input.on_error)
+        asked = list(prompts) if prompts is not None else read(config.input, bad, check=check)
+        mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.decode.batch_size)
+        begun = file.begin(identity(config, asked, mesh, command=command)) if file else {}
+        if isinstance(begun, Finished):
+            print(f"finished already: {config.output.path}", file=sys.stderr)
+            return Outcome(asked, *begun)
+        job = prepare(config, asked, mesh, bad=bad, file=file, done=begun)
+        if score and not job.codec:
+            raise UsageError(f"tokenizer.path: expected a tokenizer, to score text, got none in {config.model.path!r}")
+        result = decode(job)
+        scores: dict[str, Any] = {}
+        if score:
+            rows, scores = score(job.prompts, result.rows)
+            result = dataclasses.replace(result, rows=rows)
+        return Outcome(job.prompts, result.rows, finish(job, result, scores=scores))
+
+
+@contextlib.contextmanager
+def opened(config: Config, *, field: str) -> Iterator[ResultFile | None]:
+    """The output of a job, checked and locked; None without output.path.
+
+    Raises:
+        UsageError: it cannot be written, is something that the job reads, or another job writes it.
+    """
+    if not config.output.path:
+        yield None
+        return
+    file = ResultFile(config.output, field=field)
+    places = fingerprint.sources(config)
+    if config.input.path:
+        places["input.path"] = Path(config.input.path)
+    fingerprint.check_apart(file.names, places, field=field)
+    with only_writer(file.path, field=field):
+        yield file
+
+
+def prepare(
+    config: Config, prompts: Sequence[Prompt], mesh: Mesh, *, bad: BadLines, file: ResultFile | None,
+    done: dict[int, Row],
+) -> Job:  # fmt: skip
+    """Loads the models and encodes the prompts.
+
+    Args:
+        config: all settings.
+        prompts: what to decode.
+        mesh: the devices.
+        bad: what happens with prompts that cannot be decoded.
+        file: where results go.
+        done: rows of an earlier run by index of the prompt.
+
+    Raises:
+        UsageError: prompts, model or tokenizer do not work out.
+    """
     verifier, filter_ = open_verifier(config, mesh), open_filter(config)
     model = open_model(config, mesh)
     codec = load_codec(config, model)
@@ -174,12 +247,53 @@ def summary(metrics: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh) -> dict[str, Any]:
-    """What decides the rows: an unfinished output is continued only if all of it is the same."""
+def identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh, *, command: str) -> dict[str, Any]:
+    """What decides the rows: an output is continued, or taken for finished, only if all of it is the same.
+
+    Settings, and the content of everything that is read instead of its path; nothing is loaded for it.
+    """
+    with_answers = command == "decode.eval"
+    return {
+        **basis(config, mesh),
+        "command": command,
+        "output": {"trace": config.output.trace},
+        "prompts": digest(prompts, with_answers=with_answers),
+    }
+
+
+def basis(config: Config, mesh: Mesh, *, sections: Collection[str] = ()) -> dict[str, Any]:
+    """What decides a decode besides its prompts: version, platform, the files of the checkpoints, settings.
+
+    Args:
+        config: all settings.
+        mesh: the devices.
+        sections: of the settings (default: all that a decode reads).
+    """
     settings = dataclasses.asdict(config)
-    settings["output"] = {"trace": config.output.trace}
-    contents = hashlib.sha256(repr(prompts).encode()).hexdigest()
-    return settings | {"prompts": contents, "platform": mesh.devices.flat[0].platform}
+    for name in ("input", "output", "bench"):
+        del settings[name]
+    for name in ("model", "tokenizer", "verifier", "filter"):
+        del settings[name]["path"]  # its content stands under files
+    del settings["model"]["verify"]
+    return {
+        VERSION: dllm_jax.__version__,
+        "platform": mesh.devices.flat[0].platform,
+        "files": fingerprint.fingerprint(fingerprint.sources(config)),
+        **{name: section for name, section in settings.items() if not sections or name in sections},
+    }
+
+
+def digest(prompts: Sequence[Prompt], *, with_answers: bool) -> str:
+    """A checksum of prompts: what is asked, in which order and under which ids.
+
+    Args:
+        prompts: the prompts.
+        with_answers: tasks and answers count too.
+    """
+    left_out = {"line"} if with_answers else {"line", "task", "answer"}
+    names = [field.name for field in dataclasses.fields(Prompt) if field.name not in left_out]
+    asked = [[getattr(prompt, name) for name in names] for prompt in prompts]
+    return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 
 def open_model(config: Config, mesh: Mesh) -> Model:
@@ -193,6 +307,10 @@ def open_model(config: Config, mesh: Mesh) -> Model:
     platform = mesh.devices.flat[0].platform
     dtype = dtype_on(platform, settings.dtype)
     shape = tuned(PRESETS[settings.preset], dtype=dtype, platform=platform)
+    _, abstract = abstract_model(shape, dtype=dtype)
+    check_fits(
+        bytes_per_device(abstract, state_shardings(abstract, mesh)), mesh, field="model.preset", got=settings.preset
+    )
     return random_model(shape, dtype=dtype, mesh=mesh, seed=config.decode.seed)
 
 

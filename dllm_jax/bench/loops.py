@@ -19,7 +19,10 @@ class LoopTiming(NamedTuple):
     compiled: jax.stages.Compiled  # the program
 
 
-def time_loop(program: Callable[..., Any], arguments: tuple[Any, ...], *, trips: int, repeats: int) -> LoopTiming:
+def time_loop(
+    program: Callable[..., Any], arguments: tuple[Any, ...], *, trips: int, repeats: int,
+    check: Callable[[jax.stages.Compiled], None] = lambda compiled: None,
+) -> LoopTiming:  # fmt: skip
     """Times a program that ends with a loop.
 
     A repeat runs the program with `trips` trips and with none, and a trip takes the difference over `trips`: dispatch,
@@ -31,10 +34,12 @@ def time_loop(program: Callable[..., Any], arguments: tuple[Any, ...], *, trips:
         arguments: in front of the count.
         trips: enough for a trip to stand out from the noise.
         repeats: measurements, behind a run for warming up.
+        check: called with the compiled program before it runs; may refuse it.
     """
     begin = time.perf_counter()
     compiled = jax.jit(program).lower(*arguments, jnp.int32(trips)).compile()
     compile_seconds = time.perf_counter() - begin
+    check(compiled)
 
     def seconds(count: int) -> float:
         begin = time.perf_counter()

@@ -13,7 +13,6 @@ from jaxtyping import Array, Int
 
 from dllm_jax.bench.cost import Cost, forward_cost
 from dllm_jax.bench.loops import time_loop
-from dllm_jax.decoding import driver
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.driver import Carry, Engine
 from dllm_jax.decoding.generate import Decoder
@@ -21,6 +20,7 @@ from dllm_jax.decoding.policies.base import Commit, CommitPolicy, View
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
+from dllm_jax.memory import check_fits, plan_bytes
 from dllm_jax.mesh import batch_multiple
 from dllm_jax.models.cache import Cache, widened
 from dllm_jax.settings import BenchSettings
@@ -109,8 +109,12 @@ def _time_step(
 ) -> StepTiming:
     mesh, config = decoder.model.mesh, decoder.model.config
     state = dataclasses.replace(state, block_B=jnp.full_like(state.block_B, kind.block))
+
+    def check(compiled: jax.stages.Compiled) -> None:
+        check_fits(plan_bytes(compiled), mesh, field="bench.batch_sizes", got=decoder.config.decode.batch_size)
+
     with decoder.precision():
-        timing = time_loop(kind.program, (engine, state), trips=bench.steps, repeats=bench.repeats)
+        timing = time_loop(kind.program, (engine, state), trips=bench.steps, repeats=bench.repeats, check=check)
     rows = state.tokens_BL.shape[0] // batch_multiple(mesh) * (2 if engine.sampler.guided else 1)
     geometry = engine.geometry
     slots = geometry.gen_length if engine.looks_everywhere else engine.cache.slots(geometry)
@@ -167,9 +171,9 @@ def time_decode(decoder: Decoder, prompts: Prompts, *, repeats: int) -> DecodeTi
         repeats: how often.
     """
     begin = time.perf_counter()
-    engine, state = _begin(decoder, prompts)
+    engine = decoder.engine(max(map(len, prompts)))
     with decoder.precision():
-        compiled = driver.decode.lower(engine, state).compile()  # the decoder finds the program
+        compiled = decoder.program(engine, rows=len(prompts))  # the decoder finds it
     compile_seconds = time.perf_counter() - begin
     results = [decoder(prompts) for _ in range(repeats + 1)][1:]
     seconds, result = [result.timing.decode_seconds for result in results], results[0]

@@ -1,6 +1,6 @@
 """What the commands of this package share: their own absl flags, one error line for mistakes, exit codes.
 
-Exit codes: 0; 2 for bad usage or a bad checkpoint, with one `error:` line; 130 after Ctrl-C.
+Exit codes are those of `dllm_jax/cli.py`; a bad checkpoint is bad usage.
 """
 
 import os

@@ -15,11 +15,13 @@ import jax
 from absl import flags
 from rich import progress
 
+from dllm_jax import cli
 from dllm_jax.checkpoints import files, hf, layout, store
 from dllm_jax.checkpoints.commands import define_path, execute
 from dllm_jax.checkpoints.load import PARAMS, load_model, resolve
 from dllm_jax.checkpoints.manifest import write_manifest
 from dllm_jax.errors import UsageError
+from dllm_jax.places import check_room, only_writer
 
 FORMATS = ("orbax", "hf")
 DTYPES = ("keep", "float32", "bfloat16", "float16")
@@ -51,14 +53,17 @@ def convert(
 
     Raises:
         UsageError: a source that cannot be read, or a target that may not be written.
+        OSError: the target's disk is full, or the like.
     """
     start = time.perf_counter()
     source, target = resolve(source, field="--source"), Path(target).resolve()
     if source.resolve().is_relative_to(target):
         raise UsageError(f"--target: expected a folder apart from --source {source}, got {target}")
-    with files.new_folder(target, overwrite=overwrite) as folder:
+    files.check_new_folder(target, overwrite=overwrite)
+    with only_writer(target, field="--target"), files.new_folder(target, overwrite=overwrite) as folder:
         model = load_model(source, dtype=dtype, track=track)
         params = layout.flatten(model.params)
+        check_room(folder, sum(param.nbytes for param in params.values()))
         if to == "hf":
             hf.export_hf(model, folder, track=track)
         else:
@@ -102,4 +107,4 @@ def _convert(values: flags.FlagValues, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    cli.leave(main(sys.argv))

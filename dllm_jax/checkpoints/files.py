@@ -5,15 +5,17 @@ import dataclasses
 import json
 import math
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dllm_jax.errors import UsageError
+from dllm_jax.errors import UsageError, naming
 from dllm_jax.models import registry
 from dllm_jax.models.fields import token_ids
 from dllm_jax.models.transformer import TransformerConfig
+from dllm_jax.places import folder_obstacle
 
 # What travels with the weights besides config.json: the tokenizer, and code for other frameworks (never run here).
 TOKENIZER = (
@@ -25,6 +27,8 @@ SIZES = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "ml
 ENDS, PAD = ("eos_token_id", "eot_token_id"), "pad_token_id"  # fields of both files
 MOST, MOST_POSITIONS = 2**20, 2**31 - 1  # of a size, so that no product of them overflows
 NAMES_IN_ERRORS = 8
+PARTIAL, SUFFIX_LENGTH = "partial", 8  # TARGET.partial-1234abcd becomes TARGET when it is complete
+REMOVALS, REMOVAL_SECONDS = 50, 0.1
 MARKS = ("config.json", "filter.safetensors")  # one of them is in every folder that we write
 
 
@@ -115,7 +119,7 @@ def write_config(source: Path, target: Path, *, dtype: str) -> None:
 
 
 def check_new_folder(target: Path, *, overwrite: bool, field: str = "--target", switch: str = "--overwrite") -> None:
-    """Refuses a folder that exists and may not be replaced.
+    """Refuses a folder that exists and may not be replaced, or cannot be made.
 
     Args:
         target: the folder to write.
@@ -124,8 +128,15 @@ def check_new_folder(target: Path, *, overwrite: bool, field: str = "--target", 
         switch: what allows to replace it, for errors.
 
     Raises:
-        UsageError: it exists.
+        UsageError: why not.
     """
+    try:
+        got = folder_obstacle(target.with_name(f"{target.name}.{PARTIAL}-{'0' * SUFFIX_LENGTH}"))
+        got = got or folder_obstacle(target)
+    except OSError as error:
+        got = error.strerror or str(error)
+    if got:
+        raise UsageError(f"{field}: expected a place to write {target}, got one where that cannot be done ({got})")
     if target.exists() and not overwrite:
         raise UsageError(f"{field}: expected a folder that does not exist, or {switch}, got {target}")
     if target.exists() and not any((target / name).is_file() for name in MARKS):
@@ -140,21 +151,29 @@ def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
     Raises:
         UsageError: `target` exists and may not be replaced, or its parent cannot be written to.
+        OSError: naming `target`; nothing is left there.
     """
     check_new_folder(target, overwrite=overwrite)
-    suffix = uuid.uuid4().hex[:8]
-    temporary, old = (target.with_name(f"{target.name}.{kind}-{suffix}") for kind in ("partial", "old"))
+    suffix = uuid.uuid4().hex[:SUFFIX_LENGTH]
+    temporary, old = (target.with_name(f"{target.name}.{kind}-{suffix}") for kind in (PARTIAL, "old"))
+    temporary.mkdir(parents=True)
     try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"--target: expected a place to write {target}, got {error.strerror}") from error
-    try:
-        yield temporary
+        with naming(target):
+            yield temporary
         if target.exists():
             target.rename(old)
         temporary.rename(target)
     finally:
         if old.exists() and not target.exists():
             old.rename(target)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder into which threads of a failed write may still be writing."""
+    for _ in range(REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(REMOVAL_SECONDS)

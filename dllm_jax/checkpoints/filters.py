@@ -40,14 +40,22 @@ def load_filter(path: str | Path) -> Filter:
     Raises:
         UsageError: there is none, it is damaged, or its arrays are no filter.
     """
-    place = Path(path)
-    if not place.exists():
-        bundled = sorted(file.parent.name for file in ASSETS.glob(f"*/{SAFETENSORS}"))
-        if str(path) not in bundled:
-            names = ", ".join(bundled)
-            raise UsageError(f"filter.path: expected a file, a folder or one of {names}, got {str(path)!r}")
-        place = ASSETS / path
+    place = resolve_filter(path)
     return from_arrays(_read(place), source=f"filter.path: {place}")
+
+
+def resolve_filter(path: str | Path) -> Path:
+    """The file or folder of a filter given as one or as the name of a bundled one; what exists wins.
+
+    Raises:
+        UsageError: neither.
+    """
+    if Path(path).exists():
+        return Path(path)
+    bundled = sorted(file.parent.name for file in ASSETS.glob(f"*/{SAFETENSORS}"))
+    if str(path) not in bundled:
+        raise UsageError(f"filter.path: expected a file, a folder or one of {', '.join(bundled)}, got {str(path)!r}")
+    return ASSETS / path
 
 
 def open_filter(config: Config) -> Filter | None:

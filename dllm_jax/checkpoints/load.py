@@ -13,6 +13,7 @@ from dllm_jax.checkpoints import files, foreign, hf, layout, store
 from dllm_jax.checkpoints.manifest import NAME as MANIFEST
 from dllm_jax.checkpoints.manifest import verify_folder
 from dllm_jax.errors import UsageError
+from dllm_jax.memory import bytes_per_device, check_fits
 from dllm_jax.mesh import make_mesh, state_shardings
 from dllm_jax.models.model import Model, abstract_model
 from dllm_jax.models.transformer import TransformerConfig
@@ -86,7 +87,9 @@ def load_model(
         kind = dtype_on(platform, dtype)
     config = tuned(config, dtype=kind, platform=platform)
     graphdef, abstract = abstract_model(config, dtype=kind)
-    wanted = layout.flatten(jax.tree.map(_placed, abstract, state_shardings(abstract, mesh)))
+    shardings = state_shardings(abstract, mesh)
+    check_fits(bytes_per_device(abstract, shardings), mesh, field=field, got=str(path))
+    wanted = layout.flatten(jax.tree.map(_placed, abstract, shardings))
     if converted:
         layout.check_shapes(folder, *({name: leaf.shape for name, leaf in tree.items()} for tree in (wanted, stored)))
         params = store.restore_params(folder / PARAMS, wanted)
@@ -105,8 +108,11 @@ def _stored_dtype(stored: Mapping[str, jax.ShapeDtypeStruct]) -> np.dtype:
 
 def tuned(config: TransformerConfig, *, dtype: np.dtype, platform: str) -> TransformerConfig:
     """The configuration with the attention kernel that suits a platform ("cpu", "gpu", "tpu") and a dtype."""
-    is_for_cudnn = platform == "gpu" and dtype.itemsize == 2
-    return dataclasses.replace(config, attention_kernel="cudnn") if is_for_cudnn else config
+    if platform == "gpu" and dtype.itemsize == 2:
+        return dataclasses.replace(config, attention_kernel="cudnn")
+    if platform != "gpu" and dtype == jnp.float16:
+        return dataclasses.replace(config, attention_kernel="xla_wide")
+    return config
 
 
 def dtype_on(platform: str, name: str) -> np.dtype:

@@ -1,14 +1,17 @@
 """Every Orbax call of the project: trees of arrays to disk and back into their shardings."""
 
+import contextlib
+import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from dllm_jax.errors import UsageError
+from dllm_jax.errors import UsageError, naming
+from dllm_jax.places import check_room
 
 IN_FLIGHT_BYTES = 2**30  # host memory used beside the arrays themselves
 CHUNK_BYTES = 2**26  # small enough that a device reads little more than its own part
@@ -23,8 +26,9 @@ def save_params(path: Path, params: Mapping[str, jax.Array]) -> None:
 
     Raises:
         ValueError: the folder exists.
+        OSError: naming it; the disk is full, or the like.
     """
-    with _context(params.values()):
+    with _context(params.values()), _writing(path):
         ocp.save(path.absolute(), dict(params))
 
 
@@ -77,7 +81,11 @@ class TrainingCheckpoints:
 
     def save(self, step: int, tree: Any, *, iterator: Mapping[str, Any]) -> None:
         """Writes the checkpoint of a step; one that is there already is left alone."""
-        if self.latest() != step:
+        if self.latest() == step:
+            return
+        folder = Path(self._checkpointer.directory)
+        check_room(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+        with _writing(folder):
             self._checkpointer.save_checkpointables(step, {"arrays": _by_name(tree), "iterator": dict(iterator)})
 
     def latest(self) -> int | None:
@@ -127,6 +135,19 @@ def _context(arrays: Iterable[Any]) -> ocp.Context:
     context.array.saving.use_compression = False
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     return context
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Tells a fault of the machine as one OSError, without the pages that Orbax logs about it."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with naming(path):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from absl import flags
 
+from dllm_jax import cli
 from dllm_jax.checkpoints.commands import execute
 from dllm_jax.checkpoints.manifest import NAME, verify_folder
 from dllm_jax.errors import UsageError
@@ -26,4 +27,4 @@ def _verify(values: flags.FlagValues, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    cli.leave(main(sys.argv))

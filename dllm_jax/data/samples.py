@@ -1,14 +1,13 @@
 """Prompts with answers, to learn from and to measure on: read or drawn, and encoded."""
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from dllm_jax.data import prompts, tasks
+from dllm_jax.data import formats, prompts, tasks
 from dllm_jax.data.packing import Example
 from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.decoding.text import TextCodec
@@ -41,6 +40,9 @@ def read(path: str | Path, bad: BadLines, *, field: str, answers: bool) -> list[
     """
 
     def check(prompt: Prompt) -> None:
+        for name in ("task", "answer"):
+            if not isinstance(value := getattr(prompt, name), str | None):
+                raise UsageError(f"{name}: expected a string, got {formats.shorten(value)}")
         if answers and not _split(prompt).answer:
             raise UsageError(f"answer: expected a string that is not empty, got {_split(prompt).answer!r}")
         if _split(prompt).messages == ():
@@ -112,12 +114,3 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     """`count` of the items at even distances, or all of them if there are not so many."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
-
-
-def digest(samples: Iterable[Sample]) -> str:
-    """A checksum of tokens and prompt lengths."""
-    sha = hashlib.sha256()
-    for sample in samples:
-        sha.update(f"{sample.example.prompt_length} {len(sample.example.tokens)} ".encode())
-        sha.update(sample.example.tokens.tobytes())
-    return sha.hexdigest()

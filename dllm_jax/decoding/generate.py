@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
 
@@ -21,8 +22,11 @@ from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
 from dllm_jax.decoding.stopping import EndOfText
 from dllm_jax.errors import UsageError
+from dllm_jax.memory import bytes_per_device, check_fits, exhaustion_told, plan_bytes
 from dllm_jax.models.model import Model, matmul_precision
 from dllm_jax.timing import CompileCount
+
+BATCH_SIZE = "decode.batch_size"  # the setting that memory goes with
 
 
 class Decoder:
@@ -110,14 +114,14 @@ class Decoder:
         for prompt in prompts:
             self.check(prompt)
         engine = self.engine(max(map(len, prompts)))
-        state = self.start(prompts, range(len(prompts)) if rows is None else rows, engine.geometry)
-        with self.precision():
+        with self.precision(), exhaustion_told(field=BATCH_SIZE, got=self.config.decode.batch_size):
             begin, before = time.perf_counter(), CompileCount.now()
-            decode.lower(engine, state).compile()  # the call below finds the program
-            compiled = time.perf_counter()
+            self.program(engine, rows=len(prompts))  # the call below finds it
+            compiled, made = time.perf_counter(), CompileCount.now() - before
+            state = self.start(prompts, range(len(prompts)) if rows is None else rows, engine.geometry)
+            started = time.perf_counter()
             final = jax.block_until_ready(decode(engine, state))
-        made = CompileCount.now() - before
-        timing = Timing(compiled - begin, time.perf_counter() - compiled, made.programs, made.cache_hits)
+        timing = Timing(compiled - begin, time.perf_counter() - started, made.programs, made.cache_hits)
         return self._result(final, engine.geometry, timing, rows=len(prompts))
 
     def _prompt_length(self, longest: int) -> int:
@@ -136,10 +140,44 @@ class Decoder:
             mask_id=self.mask_id,
         )  # fmt: skip
 
+    def program(self, engine: Engine, *, rows: int) -> jax.stages.Compiled:
+        """Compiles the program of a batch, of which nothing is allocated yet.
+
+        Args:
+            engine: from `engine`.
+            rows: prompts in the batch.
+
+        Raises:
+            UsageError: the batch does not fit into memory.
+        """
+        mesh, config = self.model.mesh, self.model.config
+        batch, geometry = self._batch(rows), engine.geometry
+
+        def integers(*shape: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+        start = functools.partial(DecodeState.start, geometry=geometry)
+        live_B = jax.ShapeDtypeStruct((batch,), jnp.bool_)
+        shapes = jax.eval_shape(
+            start, integers(batch, geometry.columns), pad_B=integers(batch), row_B=integers(batch), live_B=live_B
+        )
+        shardings = meshes.batch_shardings(shapes, mesh)
+        needed = bytes_per_device(shapes, shardings)
+        hidden = batch // meshes.batch_multiple(mesh) * geometry.columns * config.embed_dim * self.model.dtype.itemsize
+        check_fits(needed + hidden, mesh, field=BATCH_SIZE, got=batch)  # at least so much, before compiling
+        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        program = decode.lower(engine, state).compile()
+        check_fits(needed + plan_bytes(program), mesh, field=BATCH_SIZE, got=batch)
+        return program
+
+    def _batch(self, rows: int) -> int:
+        """The rows of a batch on the mesh, idle ones included, for this many prompts."""
+        multiple = meshes.batch_multiple(self.model.mesh)
+        return -(-max(self.config.decode.batch_size, rows) // multiple) * multiple
+
     def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], geometry: Geometry) -> DecodeState:
         """The state of a batch on the mesh; idle rows repeat the first prompt."""
-        multiple = meshes.batch_multiple(self.model.mesh)
-        batch = -(-max(self.config.decode.batch_size, len(prompts)) // multiple) * multiple
+        batch = self._batch(len(prompts))
         idle = batch - len(prompts)
         tokens_BL, pad_B = pad_prompts(
             [*prompts, *[prompts[0]] * idle], geometry, mask_id=self.mask_id, pad_id=self.model.config.eos_id

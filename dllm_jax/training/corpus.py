@@ -18,7 +18,7 @@ HELD_OUT_SHARE = 10  # at most every tenth line of data.path is held out
 
 
 class Corpus:
-    """The prompts that the settings name; `encode` makes samples of them.
+    """The prompts that the settings name, and those held out of a file of their own; `encode` makes samples of them.
 
     Args:
         data: the settings.
@@ -37,10 +37,10 @@ class Corpus:
             self.prompts = samples.built_in(data.samples, seed=seed)
         separate = data.eval_path or ("" if data.path else str(tasks.HELD_OUT))
         self._bad_held_out = BadLines(separate, "fail")
-        self._held_out: list[Prompt] = []
+        self.held_out: list[Prompt] = []
         if separate:
             held_out = samples.read(separate, self._bad_held_out, field="data.eval_path", answers=True)
-            self._held_out = samples.spread(held_out, data.eval_samples)
+            self.held_out = samples.spread(held_out, data.eval_samples)
 
     def encode(
         self, codec: TextCodec, *, answers: Sequence[Row] | None, end_id: int
@@ -59,7 +59,7 @@ class Corpus:
         learnt = self._encode(self.prompts, own, bad=self._bad, codec=codec, end_id=end_id)
         self._bad.report(good=len(learnt))
         held_out = self._encode(
-            self._held_out, [None] * len(self._held_out), bad=self._bad_held_out, codec=codec, end_id=end_id
+            self.held_out, [None] * len(self.held_out), bad=self._bad_held_out, codec=codec, end_id=end_id
         ) or samples.spread(learnt, min(self._data.eval_samples, max(1, len(learnt) // HELD_OUT_SHARE)))
         training = samples.without(learnt, held_out)
         if not training:

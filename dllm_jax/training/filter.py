@@ -1,22 +1,28 @@
 """Trains a filter for the policy learn2pd: collects records, fits, compares, exports (Learn2PD, arXiv 2509.25188)."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
 
 from dllm_jax import jobs
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.filters import save_filter
+from dllm_jax.checkpoints.fingerprint import check_apart, sources
 from dllm_jax.data import samples, tasks
+from dllm_jax.data.outputs import IDENTITY, VERSION
 from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.decoding import text
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.filter import FilterConfig
+from dllm_jax.places import only_writer
 from dllm_jax.training.collect import collect
 from dllm_jax.training.filter_config import FilterTraining
 from dllm_jax.training.filter_fit import fit
@@ -24,8 +30,11 @@ from dllm_jax.training.filter_plots import plot_fit, plot_quality
 from dllm_jax.training.filter_quality import quality
 from dllm_jax.training.filter_report import compare
 from dllm_jax.training.held_out import HeldOutPrompts
-from dllm_jax.training.records import split, split_prompts
-from dllm_jax.training.run import RunFolder
+from dllm_jax.training.records import outdated, split, split_prompts
+from dllm_jax.training.run import METRICS, RunFolder, opened
+
+RECORDED = ("model", "tokenizer", "decode")  # sections of the settings that decide the records
+PATHS = ("path", "eval_path")  # of data: their content counts, not their names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +47,15 @@ class Questions:
     def part(self, places: Sequence[int]) -> "Questions":
         """Some of them."""
         return Questions([self.prompts[i] for i in places], [self.tokens[i] for i in places])
+
+
+class Asked(NamedTuple):
+    """Prompts before there is a tokenizer for them."""
+
+    prompts: list[Prompt]  # to collect records of
+    bad: BadLines
+    separate: list[Prompt] | None  # to report on, if they have a file of their own; else those of the test records
+    bad_separate: BadLines
 
 
 def train(config: FilterTraining) -> dict[str, Any]:
@@ -53,23 +71,36 @@ def train(config: FilterTraining) -> dict[str, Any]:
     Raises:
         UsageError: output, data, model, tokenizer or mesh do not work out.
     """
+    with opened(config.output, _reads(config)) as run, _records_folder(config, run) as folder:
+        mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.decode.batch_size)
+        asked = ask(config)
+        identity = _identity(config, asked, mesh)
+        if metrics := run.begin(identity, reported=_reported(config, asked)):
+            return metrics
+        outdated(folder, _of_records(identity), overwrite=config.output.overwrite)
+        return _train(config, asked, run=run, records=folder, identity=identity)
+
+
+def _train(
+    config: FilterTraining, asked: Asked, *, run: RunFolder, records: Path, identity: Mapping[str, Any]
+) -> dict[str, Any]:
     start = time.perf_counter()
-    run = RunFolder(config.output)
     decoder, codec = open_decoder(config)
-    separate = read_separate(config, decoder, codec)
-    questions = read(config, decoder, codec, reserved=separate)
+    separate, questions = encode(config, asked, decoder, codec)
     _, _, test = split_prompts(range(len(questions.tokens)), seed=config.fit.seed)
     reported = separate or questions.part(samples.spread(test.tolist(), config.data.eval_prompts))
     held_out = HeldOutPrompts(reported.prompts, reported.tokens, codec=codec)
-    run.open(_identity(config, decoder, questions))
+    run.open(identity)
     seconds = {"prepare": time.perf_counter() - start}
 
-    folder = Path(config.data.records_path).resolve() if config.data.records_path else run.folder / "records"
-    identity = _records_identity(config, decoder, questions)
-    records = collect(decoder, questions.tokens, folder=folder, identity=identity, overwrite=config.output.overwrite)
+    prompts = hashlib.sha256(repr(questions.tokens).encode()).hexdigest()
+    collected = collect(
+        decoder, questions.tokens, folder=records, identity=_of_records(identity) | {"prompts": prompts},
+        overwrite=config.output.overwrite,
+    )  # fmt: skip
     seconds["collect"] = time.perf_counter() - start - sum(seconds.values())
-    parts = split(records, seed=config.fit.seed)
-    network = FilterConfig(records.block_length, **dataclasses.asdict(config.network))
+    parts = split(collected, seed=config.fit.seed)
+    network = FilterConfig(collected.block_length, **dataclasses.asdict(config.network))
     with decoder.precision():
         fitted = fit(parts.training, parts.validation, network=network, settings=config.fit, run=run)
         measured = quality(fitted.filter, parts.test, positions=config.fit.positions)
@@ -85,7 +116,7 @@ def train(config: FilterTraining) -> dict[str, Any]:
         "comparison": comparison,
         "comparison_prompts": len(held_out.prompts),
         "test": measured,
-        "records": records.size,
+        "records": collected.size,
         "training_records": parts.training.size,
         "validation_records": parts.validation.size,
         "best_epoch": fitted.best_epoch,
@@ -93,12 +124,13 @@ def train(config: FilterTraining) -> dict[str, Any]:
         "parameters": sum((inputs + 1) * outputs for inputs, outputs in network.layer_sizes),
         "seconds": seconds,
         **jobs.environment(config=config, model=decoder.model),
+        IDENTITY: {**identity, **_reported(config, asked)},
     }
     with files.new_folder(run.target, overwrite=config.output.overwrite) as target:
         save_filter(target, fitted.filter.params)
         plot_fit(target / "fit.png", fitted.history, best_epoch=fitted.best_epoch)
         plot_quality(target / "quality.png", measured)
-        (target / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        (target / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     run.finish()
     return metrics
 
@@ -115,11 +147,11 @@ def open_decoder(config: FilterTraining) -> tuple[Decoder, text.TextCodec]:
     return Decoder(model, decoding, end_ids=end_ids), codec
 
 
-def read(config: FilterTraining, decoder: Decoder, codec: text.TextCodec, *, reserved: Questions | None) -> Questions:
-    """The prompts to collect records of, each once and none of the reserved ones.
+def ask(config: FilterTraining) -> Asked:
+    """Reads or draws the prompts.
 
     Raises:
-        UsageError: the file cannot be read, or a line is bad and data.on_error is fail.
+        UsageError: a file cannot be read, or a line is bad and data.on_error is fail.
     """
     data = config.data
     bad = BadLines(data.path or samples.BUILT_IN, data.on_error)
@@ -127,27 +159,31 @@ def read(config: FilterTraining, decoder: Decoder, codec: text.TextCodec, *, res
         prompts = samples.read(data.path, bad, field="data.path", answers=True)
     else:
         prompts = samples.built_in(data.prompts, seed=config.fit.seed)
-    questions = _encoded(prompts, bad, decoder, codec)
-    bad.report(good=len(questions.prompts))
-    taken = set(map(tuple, reserved.tokens)) if reserved else set()
-    last_of = {tuple(tokens): i for i, tokens in enumerate(questions.tokens)}
-    kept = [i for tokens, i in last_of.items() if tokens not in taken]
-    return questions.part(samples.spread(kept, data.prompts))
-
-
-def read_separate(config: FilterTraining, decoder: Decoder, codec: text.TextCodec) -> Questions | None:
-    """The prompts to report on, if they have a file of their own; else they are those of the test records.
-
-    Raises:
-        UsageError: the file cannot be read, or a line is bad.
-    """
-    data = config.data
     path = data.eval_path or ("" if data.path else str(tasks.HELD_OUT))
     if not path:
-        return None
-    bad = BadLines(path, "fail")
-    prompts = samples.spread(samples.read(path, bad, field="data.eval_path", answers=True), data.eval_prompts)
-    return _encoded(prompts, bad, decoder, codec)
+        return Asked(prompts, bad, None, bad)
+    bad_separate = BadLines(path, "fail")
+    separate = samples.read(path, bad_separate, field="data.eval_path", answers=True)
+    return Asked(prompts, bad, samples.spread(separate, data.eval_prompts), bad_separate)
+
+
+def encode(
+    config: FilterTraining, asked: Asked, decoder: Decoder, codec: text.TextCodec
+) -> tuple[Questions | None, Questions]:
+    """The prompts to report on, if they have a file of their own, and those to collect records of.
+
+    Of the latter each once, and none of the former.
+
+    Raises:
+        UsageError: a prompt cannot be decoded, and data.on_error is fail.
+    """
+    separate = None if asked.separate is None else _encoded(asked.separate, asked.bad_separate, decoder, codec)
+    questions = _encoded(asked.prompts, asked.bad, decoder, codec)
+    asked.bad.report(good=len(questions.prompts))
+    taken = set(map(tuple, separate.tokens)) if separate else set()
+    last_of = {tuple(tokens): i for i, tokens in enumerate(questions.tokens)}
+    kept = [i for tokens, i in last_of.items() if tokens not in taken]
+    return separate, questions.part(samples.spread(kept, config.data.prompts))
 
 
 def _encoded(prompts: Sequence[Prompt], bad: BadLines, decoder: Decoder, codec: text.TextCodec) -> Questions:
@@ -161,16 +197,43 @@ def _encoded(prompts: Sequence[Prompt], bad: BadLines, decoder: Decoder, codec: 
     return questions
 
 
-def _records_identity(config: FilterTraining, decoder: Decoder, questions: Questions) -> dict[str, Any]:
-    """What decides the records."""
-    settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("model", "tokenizer", "decode")}
-    del settings["model"]["verify"]
-    mesh = decoder.model.mesh
-    prompts = hashlib.sha256(repr(questions.tokens).encode()).hexdigest()
-    return settings | {"mesh": dict(mesh.shape), "prompts": prompts, "platform": mesh.devices.flat[0].platform}
+def _reads(config: FilterTraining) -> dict[str, Path]:
+    """Setting -> file or folder that the training reads."""
+    named = {f"data.{name}": Path(getattr(config.data, name)) for name in PATHS if getattr(config.data, name)}
+    return sources(config.decoding()) | named
 
 
-def _identity(config: FilterTraining, decoder: Decoder, questions: Questions) -> dict[str, Any]:
+def _identity(config: FilterTraining, asked: Asked, mesh: Mesh) -> dict[str, Any]:
     """What decides the filter."""
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("network", "fit")}
-    return _records_identity(config, decoder, questions) | settings
+    return {
+        **jobs.basis(config.decoding(), mesh, sections=RECORDED),
+        **settings,
+        "mesh": dict(mesh.shape),
+        "data": {"prompts": config.data.prompts, "on_error": config.data.on_error},
+        "prompts": jobs.digest(asked.prompts, with_answers=True),
+    }
+
+
+def _reported(config: FilterTraining, asked: Asked) -> dict[str, Any]:
+    """What decides the report on the filter besides."""
+    settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("learn2pd", "report")}
+    held_out = jobs.digest(asked.separate or [], with_answers=True)
+    return {**settings, "data.eval_prompts": config.data.eval_prompts, "held_out": held_out}
+
+
+def _of_records(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the records besides the prompts that are left when they have tokens."""
+    return {name: identity[name] for name in (VERSION, "platform", "mesh", "files", *RECORDED)}
+
+
+@contextlib.contextmanager
+def _records_folder(config: FilterTraining, run: RunFolder) -> Iterator[Path]:
+    """Where the records are; no other process writes them while the block runs."""
+    if not config.data.records_path:
+        yield run.folder / "records"
+        return
+    folder = Path(config.data.records_path).resolve()
+    check_apart([folder], _reads(config), field="data.records_path")
+    with only_writer(folder, field="data.records_path"):
+        yield folder

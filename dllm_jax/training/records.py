@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 from dllm_jax.checkpoints.files import abbreviate, read_json
 from dllm_jax.data.outputs import difference, replace_file
 from dllm_jax.errors import UsageError
+from dllm_jax.places import folder_obstacle
 from dllm_jax.training.filter_config import MIN_PROMPTS
 
 IDENTITY = "records.json"
@@ -56,6 +57,32 @@ class Split(NamedTuple):
     test: Records
 
 
+def outdated(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> str:
+    """What records that are there have otherwise; "" if they are these, or if there are none.
+
+    Args:
+        folder: where they are, or would be.
+        identity: section -> field -> value of what decides the records, or a part of it; JSON.
+        overwrite: records of another identity may be discarded.
+
+    Raises:
+        UsageError: there are records of another identity, and `overwrite` is off; or the folder holds something else,
+            or cannot be made.
+    """
+    found = read_json(folder / IDENTITY) if (folder / IDENTITY).exists() else {}
+    got = folder_obstacle(folder.resolve())
+    if got or (not found and folder.exists() and any(folder.iterdir())):
+        told = f"{folder} ({got})" if got else folder
+        raise UsageError(f"data.records_path: expected a folder of records, or a new or empty one, got {told}")
+    change = difference(found, json.loads(json.dumps(identity))) if found else ""
+    if change and not overwrite:
+        raise UsageError(
+            f"data.records_path: expected the records in {folder} to have the same settings, got {change} "
+            "(output.overwrite=true discards them)"
+        )
+    return change
+
+
 class RecordFolder:
     """Numbered shards of records, each written as a whole: what is there is complete. `records.json` says of what.
 
@@ -71,22 +98,11 @@ class RecordFolder:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> None:
         self.folder, path = folder, folder / IDENTITY
-        found = read_json(path) if path.exists() else {}
-        if not found and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"data.records_path: expected a folder of records, or a new or empty one, got {folder}")
-        change = found and difference(found, json.loads(json.dumps(identity)))
-        if change and not overwrite:
-            raise UsageError(
-                f"data.records_path: expected the records in {folder} to have the same settings, got {change} "
-                "(output.overwrite=true discards them)"
-            )
-        try:
-            for shard in folder.glob("records-*.safetensors") if change else ():
-                shard.unlink()
-            folder.mkdir(parents=True, exist_ok=True)
-            replace_file(path, json.dumps(identity, indent=2) + "\n")
-        except OSError as error:
-            raise UsageError(f"data.records_path: expected a place to write {folder}, got {error.strerror}") from None
+        change = outdated(folder, identity, overwrite=overwrite)
+        for shard in folder.glob("records-*.safetensors") if change else ():
+            shard.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(identity, indent=2) + "\n")
 
     def path(self, shard: int, *, shards: int) -> Path:
         """The file of a shard, counted from 0."""

@@ -12,6 +12,7 @@ import rich.progress
 from tensorboardX import SummaryWriter
 
 from dllm_jax.data.outputs import replace_file
+from dllm_jax.errors import naming
 from dllm_jax.progress import for_people
 
 
@@ -85,7 +86,7 @@ class Reporter:
             self._progress.console.print(
                 f"step {step}/{self._steps} {group}: {told}", soft_wrap=True, highlight=False, markup=False
             )
-        with self._lines.open("a", encoding="utf-8") as file:
+        with naming(self._lines), self._lines.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"{group}/{name}", value, step)

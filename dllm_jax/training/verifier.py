@@ -1,10 +1,11 @@
 """Trains a verifier for a diffusion model: a small causal language model over the same token ids."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from jax.sharding import Mesh
 
 from dllm_jax import jobs
 from dllm_jax.checkpoints import files, hf
+from dllm_jax.checkpoints.fingerprint import sources
 from dllm_jax.checkpoints.load import resolve
-from dllm_jax.data import samples
+from dllm_jax.data.outputs import IDENTITY
 from dllm_jax.data.packing import training_batches
 from dllm_jax.data.samples import Sample
 from dllm_jax.decoding import text
@@ -29,10 +31,11 @@ from dllm_jax.training.acceptance import HeldOut
 from dllm_jax.training.config import NetworkSettings, VerifierTraining
 from dllm_jax.training.corpus import Corpus
 from dllm_jax.training.loop import fit
-from dllm_jax.training.run import RunFolder
+from dllm_jax.training.run import METRICS, RunFolder, opened
 from dllm_jax.training.trainer import Trainer
 
 NORM_EPS = 1e-6
+PATHS = ("path", "eval_path", "distill_path")  # of data: their content counts, not their names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +61,20 @@ def train(config: VerifierTraining) -> dict[str, Any]:
     Raises:
         UsageError: output, data, model, tokenizer or mesh do not work out.
     """
+    with opened(config.output, _reads(config)) as run:
+        mesh = training_mesh(config)
+        corpus = Corpus(config.data, seed=config.train.seed)
+        identity = _identity(config, corpus, mesh)
+        if metrics := run.begin(identity | _answers(config), reported={}):
+            return metrics
+        return _train(config, corpus, mesh, run=run, identity=identity)
+
+
+def _train(
+    config: VerifierTraining, corpus: Corpus, mesh: Mesh, *, run: RunFolder, identity: Mapping[str, Any]
+) -> dict[str, Any]:
     start = time.perf_counter()
-    run = RunFolder(config.output)
-    mesh = training_mesh(config)
-    teacher, training, held_out = read(config, mesh)
+    teacher, training, held_out = read(config, corpus, mesh)
     trainer = Trainer(
         verifier_shape(config.network, teacher.model.config, end_ids=teacher.end_ids),
         config.train, mesh=mesh, dtype=teacher.model.dtype,
@@ -74,7 +87,8 @@ def train(config: VerifierTraining) -> dict[str, Any]:
         [sample.example for sample in training], length=config.data.length, batch_size=config.train.batch_size,
         seed=config.train.seed,
     )  # fmt: skip
-    run.open(_identity(config, training, mesh))
+    identity = {**identity, **_answers(config)}
+    run.open(identity)
     with matmul_precision(config.model.matmul_precision):
         state, measured = fit(trainer, batches, run=run, evaluate=evaluate)
     metrics = {
@@ -84,24 +98,26 @@ def train(config: VerifierTraining) -> dict[str, Any]:
         "held_out_samples": len(held_out),
         "parameters": sum(math.prod(p.shape) for p in jax.tree.leaves(trainer.abstract.params)),
         **jobs.environment(config=config, model=teacher.model),
+        IDENTITY: identity,
     }
     export(trainer.model(state), run.target, tokenizer=teacher.tokenizer, metrics=metrics, settings=config)
     run.finish()
     return metrics
 
 
-def read(config: VerifierTraining, mesh: Mesh) -> tuple[Teacher, list[Sample], list[Sample]]:
+def read(config: VerifierTraining, corpus: Corpus, mesh: Mesh) -> tuple[Teacher, list[Sample], list[Sample]]:
     """The diffusion model, what is learnt, and what is held out; decodes the model's own answers if they are wanted.
 
     Raises:
         UsageError: data, model or tokenizer do not work out.
     """
-    corpus = Corpus(config.data, seed=config.train.seed)
     answers = None
     if config.data.distill_path:
         path = Path(config.data.distill_path).resolve()
         overwrite = config.output.overwrite
-        answers = distill.own_answers(corpus.prompts, config.distillation(), path=path, overwrite=overwrite)
+        answers = distill.own_answers(
+            corpus.prompts, config.distillation(), source=config.data.path, path=path, overwrite=overwrite
+        )
     teacher = open_teacher(config, mesh)
     end_id = end_of_turn(teacher.end_ids, teacher.codec, setting=config.model.eot_token_id)
     return teacher, *corpus.encode(teacher.codec, answers=answers, end_id=end_id)
@@ -166,12 +182,33 @@ def export(
     with files.new_folder(target, overwrite=settings.output.overwrite) as folder:
         hf.write_tensors(model, folder)
         files.copy_companions(tokenizer, folder, patterns=files.TOKENIZER)
-        for name, content in (("config.json", fields), ("metrics.json", metrics)):
+        for name, content in (("config.json", fields), (METRICS, metrics)):
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _identity(config: VerifierTraining, training: Sequence[Sample], mesh: Mesh) -> dict[str, Any]:
+def _reads(config: VerifierTraining) -> dict[str, Path]:
+    """Setting -> file or folder that the training reads."""
+    named = {f"data.{name}": Path(getattr(config.data, name)) for name in PATHS if getattr(config.data, name)}
+    return sources(config.distillation()) | named
+
+
+def _identity(config: VerifierTraining, corpus: Corpus, mesh: Mesh) -> dict[str, Any]:
     """What decides the parameters, and the measurements on the way."""
-    settings = dataclasses.asdict(config) | {"mesh": dict(mesh.shape)}
-    del settings["output"]
-    return settings | {"prompts": samples.digest(training), "platform": mesh.devices.flat[0].platform}
+    own = ("data", "network", "train", "decode", "threshold", "apd")
+    settings = {name: dataclasses.asdict(getattr(config, name)) for name in own}
+    for name in PATHS:
+        del settings["data"][name]
+    return {
+        **jobs.basis(config.distillation(), mesh, sections=("model", "tokenizer")),
+        **settings,
+        "mesh": dict(mesh.shape),
+        "prompts": jobs.digest(corpus.prompts, with_answers=not config.data.distill_path),
+        "held_out": jobs.digest(corpus.held_out, with_answers=True),
+    }
+
+
+def _answers(config: VerifierTraining) -> dict[str, str]:
+    """What belongs to the identity besides: the model's own answers, if they are wanted and there."""
+    path = Path(config.data.distill_path)
+    is_there = config.data.distill_path and path.is_file()
+    return {"answers": hashlib.sha256(path.read_bytes()).hexdigest()} if is_there else {}

@@ -119,11 +119,11 @@ def test_a_verifier_over_other_tokens_is_refused_before_decoding(tmp_path: Path)
     values = apd.get_config()
     values.verifier.path = str(folder)
     with pytest.raises(UsageError, match=r"verifier\.path: expected the tokens of model\.path, got .*train/verifier"):
-        jobs.prepare(from_config_dict(values))
+        jobs.run(from_config_dict(values), command="decode.run")
     for path, told in [("", "a causal model for decode.policy apd"), ("nowhere", "a folder or one of")]:
         values.verifier.path = path
         with pytest.raises(UsageError, match=rf"verifier\.path: expected {told}"):
-            jobs.prepare(from_config_dict(values))
+            jobs.run(from_config_dict(values), command="decode.run")
 
 
 def test_the_bundled_experiment_answers(capsys: pytest.CaptureFixture[str]) -> None:

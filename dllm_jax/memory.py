@@ -1,0 +1,93 @@
+"""Whether what is asked for fits into memory: bytes needed and bytes there, before anything is allocated."""
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from dllm_jax.errors import UsageError
+
+# Limits of the process's control group, and what it uses of them: version 2, then 1.
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
+def available_bytes(mesh: Mesh) -> int | None:
+    """Bytes that one more allocation may take on every device of a mesh; None if the device does not tell.
+
+    Devices on CPU share the memory of the machine.
+    """
+    device = mesh.local_mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return _host_bytes() // mesh.local_mesh.devices.size
+    stats = device.memory_stats() or {}
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
+
+
+def bytes_per_device(shapes: Any, shardings: Any) -> int:
+    """Bytes of a tree on every device.
+
+    Args:
+        shapes: arrays or their shapes and dtypes.
+        shardings: of each, in the same tree.
+    """
+    pairs = zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings), strict=True)
+    return sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x, sharding in pairs)
+
+
+def plan_bytes(compiled: jax.stages.Compiled) -> int:
+    """Bytes on every device that a program allocates when it runs, its arguments not counted; 0 if it does not tell."""
+    plan: Any = compiled.memory_analysis()
+    return plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes if plan else 0
+
+
+def check_fits(needed: int, mesh: Mesh, *, field: str, got: object) -> None:
+    """Refuses what does not fit.
+
+    Args:
+        needed: bytes on every device, besides what is allocated already.
+        mesh: the devices.
+        field: the setting that asks for it, for the error.
+        got: its value.
+
+    Raises:
+        UsageError: with the bytes needed and there.
+    """
+    there = available_bytes(mesh)
+    if there is not None and needed > there:
+        raise UsageError(
+            f"{field}: expected what fits into memory, got {got!r}, which needs {needed:,} bytes on every device "
+            f"({there:,} are free)"
+        )
+
+
+@contextlib.contextmanager
+def exhaustion_told(*, field: str, got: object) -> Iterator[None]:
+    """Makes a failed allocation in the block, which `check_fits` could not foresee, a `UsageError`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        told = str(error).partition("\n")[0]
+        raise UsageError(f"{field}: expected what fits into memory, got {got!r}: {told}") from error
+
+
+def _host_bytes() -> int:
+    """Bytes free on the machine, or left of what the process's group may use."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 2**63
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):  # with what caches would give back
+                free = int(line.split()[1]) * 2**10
+    for limit, used in CGROUPS:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: "max", without a limit
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+    return max(free, 0)
