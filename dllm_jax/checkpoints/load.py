@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dllm_jax.checkpoints import files, hf, layout, store
+from dllm_jax.checkpoints import files, foreign, hf, layout, store
 from dllm_jax.checkpoints.manifest import NAME as MANIFEST
 from dllm_jax.checkpoints.manifest import verify_folder
 from dllm_jax.errors import UsageError
@@ -27,17 +28,20 @@ def resolve(path: str | Path, *, field: str = "model.path") -> Path:
     """The folder of a checkpoint given as a folder or as the name of a bundled one; an existing folder wins.
 
     Args:
-        path: what the user gave.
+        path: what the user gave; may be a folder of Hugging Face's cache, of which the result is the snapshot.
         field: the setting it came from, for the error.
 
     Raises:
-        UsageError: neither.
+        UsageError: neither, or a folder with stand-ins for files (git-lfs, broken links).
     """
     if str(path) and Path(path).is_dir():
-        return Path(path)
+        folder = foreign.snapshot(Path(path), field=field)
+        foreign.refuse_stand_ins(folder, field=field)
+        return folder
     bundled = sorted(config.parent.name for config in ASSETS.glob("*/config.json"))
     if str(path) not in bundled:
-        raise UsageError(f"{field}: expected a folder or one of {', '.join(bundled)}, got {str(path)!r}")
+        hint = foreign.hint(str(path))
+        raise UsageError(f"{field}: expected a folder or one of {', '.join(bundled)}, got {str(path)!r}{hint}")
     return ASSETS / path
 
 
@@ -67,11 +71,19 @@ def load_model(
     converted = (folder / PARAMS).exists() or (folder / MANIFEST).exists()
     if converted:
         verify_folder(folder, checksums=verify)
+    foreign.refuse_adapter(folder)
+    if not (folder / "config.json").is_file():
+        raise foreign.absent(folder, "config.json")
     config = files.read_config(folder)
+    if converted:
+        stored = store.stored_params(folder / PARAMS)
+        config = layout.settled(config, has_head="head" in stored)
+    else:
+        config, tensors = hf.read_tensors(folder, config)
     mesh = make_mesh(data=1) if mesh is None else mesh
     platform = mesh.devices.flat[0].platform
     if dtype == "keep":
-        kind = _stored_dtype(folder, config) if converted else hf.stored_dtype(folder, config)
+        kind = _stored_dtype(stored) if converted else hf.stored_dtype(tensors)
     else:
         kind = dtype_on(platform, dtype)
     config = tuned(config, dtype=kind, platform=platform)
@@ -80,11 +92,10 @@ def load_model(
     check_fits(bytes_per_device(abstract, shardings), mesh, field=field, got=str(path))
     wanted = layout.flatten(jax.tree.map(_placed, abstract, shardings))
     if converted:
-        stored = store.stored_params(folder / PARAMS)
         layout.check_shapes(folder, *({name: leaf.shape for name, leaf in tree.items()} for tree in (wanted, stored)))
         params = store.restore_params(folder / PARAMS, wanted)
     else:
-        params = hf.read_params(folder, config, wanted=wanted, track=track)
+        params = hf.read_params(tensors, wanted=wanted, track=track)
     model = Model(config, graphdef, layout.unflatten(abstract, params), mesh, str(folder))
     return _spread(model, on_mesh(config, mesh))
 
@@ -106,8 +117,8 @@ def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _stored_dtype(folder: Path, config: TransformerConfig) -> np.dtype:
-    return jnp.result_type(*{leaf.dtype for leaf in store.stored_params(folder / PARAMS).values()})
+def _stored_dtype(stored: Mapping[str, jax.ShapeDtypeStruct]) -> np.dtype:
+    return jnp.result_type(*{leaf.dtype for leaf in stored.values()})
 
 
 def tuned(config: TransformerConfig, *, dtype: np.dtype, platform: str) -> TransformerConfig:
