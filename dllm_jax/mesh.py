@@ -6,9 +6,11 @@ to the mesh. `jax.jit` over arrays placed with `NamedSharding` is what used to b
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -19,20 +21,24 @@ BATCH_AXES = ("data", "fsdp")
 LOGICAL_RULES = {"vocab": "tensor", "kv_heads": "tensor", "mlp": "tensor", "embed": "fsdp"}  # anything else: replicated
 
 
-def make_mesh(*, data: int = 0, fsdp: int = 0, tensor: int = 0, batch_size: int = 0) -> Mesh:
-    """A mesh over the first data * fsdp * tensor devices.
+def make_mesh(
+    *, data: int = 0, fsdp: int = 0, tensor: int = 0, batch_size: int = 0, devices: Sequence[jax.Device] = ()
+) -> Mesh:
+    """A mesh over the first data * fsdp * tensor devices; `placement.decode_mesh` looks at their memory too.
 
     Args:
         data: size of the axis; 0 takes all devices the other axes leave, at most as many as divide the batch evenly.
         fsdp: size of the axis; 0 means 1.
         tensor: size of the axis; 0 means 1.
         batch_size: rows of a batch, for the automatic `data`; 0 if unknown.
+        devices: to choose from; default: those here.
 
     Raises:
         UsageError: the mesh needs more devices than there are.
     """
     fsdp, tensor = fsdp or 1, tensor or 1
-    available = jax.device_count()
+    devices = devices or jax.devices()
+    available = len(devices)
     if not data:
         rest = max(available // (fsdp * tensor), 1)
         rows = batch_size // fsdp if batch_size % fsdp == 0 else 0
@@ -43,8 +49,11 @@ def make_mesh(*, data: int = 0, fsdp: int = 0, tensor: int = 0, batch_size: int 
             f"mesh.data * mesh.fsdp * mesh.tensor: expected at most {available} (the devices here), "
             f"got {data} * {fsdp} * {tensor} = {needed}"
         )
-    devices = jax.devices()[:needed]
-    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    shape, auto = (data, fsdp, tensor), (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices[:needed])
+    except AssertionError:  # JAX knows no good order of so many TPUs
+        return Mesh(np.array(devices[:needed]).reshape(shape), MESH_AXES, axis_types=auto)
 
 
 def parameter_spec(axes: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
