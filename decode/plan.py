@@ -1,8 +1,8 @@
-"""Says what a decode will take before anything is loaded: compiles its programs from the model's shape alone.
+r"""Says what a decode will take before anything is loaded: compiles its programs from the model's shape alone.
 
 usage: python -m decode.plan [--config=NAME|FILE] [--config.SECTION.FIELD=VALUE ...]
 
-  python -m decode.plan --config=threshold --config.model.preset=llada_8b --config.decode.gen_length=256 \\
+  python -m decode.plan --config=threshold --config.model.preset=llada_8b --config.decode.gen_length=256 \
       --config.plan.topology=v5e:2x4
   python -m decode.plan --config=threshold --config.plan.prompt_length=64,256 --config.output.path=plan.json
 

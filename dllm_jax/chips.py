@@ -25,10 +25,10 @@ class Chip(NamedTuple):
         )  # fmt: skip
 
 
-# TPUs: https://docs.cloud.google.com/tpu/docs/ v4, v5e, v5p, v6e, tpu7x, "key specifications" (the two-way bandwidth of
-# the interconnect there is halved here: what a chip sends). Reserved: what the compiler says is not available (libtpu
-# 0.0.42; it grants more than the 95 GiB that are documented for v5p). H100: https://www.nvidia.com/en-us/data-center/h100/, SXM,
-# without sparsity, NVLink halved. The first whose kind fits counts.
+# TPUs: https://docs.cloud.google.com/tpu/docs/ v4, v5e, v5p, v6e and tpu7x, key specifications (the two-way bandwidth of
+# the interconnect there is halved here: what a chip sends). Reserved: what libtpu 0.0.42 does not grant; of a v5p it
+# grants more than the documented 95 GiB. H100: https://www.nvidia.com/en-us/data-center/h100/, SXM, dense, NVLink
+# halved. The first whose kind fits counts.
 CHIPS = (
     Chip("v5e", "TPU v5 lite", 16 * GIB, GIB // 4, 819e9, 197e12, 200e9),
     Chip("v6e", "TPU v6 lite", 32 * GIB, 3 * GIB // 4, 1638e9, 918e12, 400e9),

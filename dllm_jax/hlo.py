@@ -16,7 +16,7 @@ _INSTRUCTION = re.compile(r"(?:ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"\b(body|condition|to_apply|calls|branch_computations|\w+_computation)=(\{[^}]*\}|%?[\w.\-]+)")
 _PLACE = re.compile(r'op_name="([^"]*)"')
-_TRIPS = re.compile(r'known_trip_count[^\d{]*\{[^\d]*(\d+)')
+_TRIPS = re.compile(r"known_trip_count[^\d{]*\{[^\d]*(\d+)")
 _ON_CHIP = "S(1)"  # in a layout: the fast memory of a TPU core
 _MOVES_ONLY = {"parameter", "copy", "transpose", "bitcast", "reshape"}
 
@@ -94,7 +94,10 @@ class Program:
 
     def __init__(self, text: str) -> None:
         self.computations = _computations(text)
-        self.devices = math.prod(map(int, re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.split("\n", 1)[0])))
+        self._reach: dict[str, frozenset[str]] = {}
+        self.devices = math.prod(
+            map(int, re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.split("\n", 1)[0]))
+        )
 
     def loop_bodies(self, scope: str) -> list[str]:
         """The bodies of the loops whose trips run a named scope (`jax.named_scope`), each once, in no other loop of it.
@@ -110,8 +113,11 @@ class Program:
         ]
         if not depths:
             return []
-        bodies = self._bodies("ENTRY", depth=max(depths))
-        return [body for body in dict.fromkeys(bodies) if self._mentions(body, scope)]
+        return [body for body in self.bodies(max(depths)) if self._mentions(body, scope)]
+
+    def bodies(self, depth: int) -> list[str]:
+        """The bodies of loops so deep in the program, 1 for those in no other."""
+        return list(dict.fromkeys(self._bodies("ENTRY", depth=depth)))
 
     def executed(
         self, name: str, *, without: Iterable[str] = (), into_fusions: bool = False
@@ -123,16 +129,18 @@ class Program:
 
         Args:
             name: of the computation.
-            without: bodies of loops that are left out.
+            without: bodies of loops that are left out, together with the loops around them.
             into_fusions: also what is inside of fusions (on TPU collectives may be).
         """
         found: list[tuple[Instruction, int]] = []
-        skipped = set(without)
+        skipped = frozenset(without)
         for instruction in self.computations.get(name, []):
             found.append((instruction, 1))
             branches = []
             for key, called in instruction.called:
-                if key == "condition" or called in skipped or (key == "calls" and not into_fusions and _is_fused(instruction)):
+                if key == "condition" or (_is_fused(instruction) and not into_fusions):
+                    continue
+                if skipped and key == "body" and not skipped.isdisjoint(self._reached(called)):
                     continue
                 inner = self.executed(called, without=skipped, into_fusions=into_fusions)
                 if instruction.opcode == "conditional":
@@ -194,6 +202,13 @@ class Program:
                     yield called
                 elif key != "condition" and not _is_fused(instruction):
                     yield from self._bodies(called, depth=depth - (key == "body"))
+
+    def _reached(self, name: str) -> frozenset[str]:
+        """A computation and all that it calls."""
+        if name not in self._reach:
+            called = {inner for each in self.computations.get(name, []) for _, inner in each.called}
+            self._reach[name] = frozenset({name}).union(*map(self._reached, called))
+        return self._reach[name]
 
     def _mentions(self, name: str, scope: str) -> bool:
         return any(f"/{scope}/" in instruction.place for instruction, _ in self.executed(name, into_fusions=True))

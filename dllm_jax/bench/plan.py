@@ -97,7 +97,7 @@ def plan(config: Config) -> dict[str, Any]:
 
     Returns:
         What goes to output.path: `topology`, `chip`, `devices`, `mesh`, `fits` (None if the memory is not known),
-        `memory_per_device` and `programs`, one entry per length. Bytes and counts are of one device, those in `loops` of
+        `memory_per_device` (of a topology's chips a little of it is not for programs) and `programs`, one entry per length. Bytes and counts are of one device, those in `loops` of
         one step. Numbers of a program that the compiler refused for its size are None, but for those it told.
 
     Raises:
@@ -106,7 +106,7 @@ def plan(config: Config) -> dict[str, Any]:
     devices = topology_devices(config.plan.topology) if config.plan.topology else jax.devices()
     lengths = numbers("plan.prompt_length", config.plan.prompt_length)
     mesh = decode_mesh(config, prompt_length=max(lengths), devices=devices, must_fit=False)
-    figures, memory = chip(devices), device_bytes(devices)
+    figures, usable = chip(devices), device_bytes(devices)
     decoder = _decoder(config, mesh)
     lengths = _within(lengths, decoder.longest_prompt)
     if figures:
@@ -121,8 +121,8 @@ def plan(config: Config) -> dict[str, Any]:
         "chip": figures.name if figures else devices[0].device_kind,
         "devices": len(devices),
         "mesh": dict(mesh.shape),
-        "fits": None if memory is None else all(_total(program) <= memory for program in programs),
-        "memory_per_device": memory,
+        "fits": None if usable is None else all(_total(program) <= usable for program in programs),
+        "memory_per_device": figures.memory if figures and config.plan.topology else usable,
         "programs": programs,
     }
 
@@ -140,7 +140,9 @@ def _within(lengths: Sequence[int], longest: int) -> list[int]:
     if longest < 1:
         raise UsageError(f"decode.gen_length: expected room for a prompt, got {-longest + 1} tokens too many")
     if max(lengths) > longest:
-        print(f"plan.prompt_length: {longest} instead of {max(lengths)}, the most with decode.gen_length", file=sys.stderr)
+        print(
+            f"plan.prompt_length: {longest} instead of {max(lengths)}, the most with decode.gen_length", file=sys.stderr
+        )
     return list(dict.fromkeys(min(length, longest) for length in lengths))
 
 
@@ -149,7 +151,9 @@ def _program(decoder: Decoder, length: int, rates: Rates) -> dict[str, Any]:
     engine = decoder.engine(length)
     everywhere = NamedSharding(decoder.model.mesh, PartitionSpec())
     arguments = jax.tree.map(
-        lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        lambda x: (
+            x if isinstance(x, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+        ),
         (engine, decoder.state_shapes(engine.geometry, rows=decoder.config.decode.batch_size)),
     )
     begin = time.perf_counter()
@@ -250,25 +254,30 @@ def _total(program: Mapping[str, Any]) -> float:
 
 def obstacle(config: Config, results: Mapping[str, Any]) -> str:
     """Why the plan does not fit and what would, in a line."""
-    memory = results["memory_per_device"]
+    devices = topology_devices(config.plan.topology) if config.plan.topology else jax.devices()
+    usable = device_bytes(devices) or 0
     worst = max(results["programs"], key=_total)
     parts = [f"{part.removesuffix('_bytes')} {gib(worst[part])}" for part in PARTS if worst[part] is not None]
-    total = f"{gib(_total(worst))} GiB" if worst["loops"] else "more"
-    devices = topology_devices(config.plan.topology) if config.plan.topology else jax.devices()
-    shapes = Shapes.of(config, platform=devices[0].platform)
-    made = dict(results["mesh"])
-    asked = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, tensor=made["tensor"]))
-    other = alternative(asked, shapes, memory, prompt_length=worst["prompt_length"])
+    total = f"{gib(_total(worst))} GiB" if worst["loops"] else "more than there is"
+    meshes = dataclasses.replace(config.mesh, tensor=results["mesh"]["tensor"])
+    other = alternative(
+        dataclasses.replace(config, mesh=meshes), Shapes.of(config, platform=devices[0].platform), usable,
+        prompt_length=worst["prompt_length"],
+    )  # fmt: skip
     return (
-        f"does not fit: with prompts of {worst['prompt_length']} tokens every device needs {total} ({', '.join(parts)}; "
-        f"GiB) and has {gib(memory)} GiB; {other or 'by estimate no other mesh, dtype or batch fits either'}"
+        f"does not fit: with prompts of {worst['prompt_length']} tokens every device needs {total} ({', '.join(parts)} "
+        f"GiB) and has {gib(usable)} GiB; {other or 'by estimate no other mesh, dtype or batch fits either'}"
     )
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
     """Memory and loops for a reader."""
-    memory = markdown_table("prompt", "compile s", "arguments GiB", "temporaries GiB", "output GiB", "code GiB", "all GiB", "of")
-    loops = markdown_table("prompt", "step", "collectives", "MiB moved", "weight copies", "cache copies", "floor ms", "bound by")
+    memory = markdown_table(
+        "prompt", "compile s", "arguments GiB", "temporaries GiB", "output GiB", "code GiB", "all GiB", "of"
+    )
+    loops = markdown_table(
+        "prompt", "step", "collectives", "MiB moved", "weight copies", "cache copies", "floor ms", "bound by"
+    )
     there = results["memory_per_device"]
     for program in results["programs"]:
         sizes = ["-" if program[part] is None else gib(program[part]) for part in PARTS]
