@@ -25,7 +25,7 @@ class Chip(NamedTuple):
         )  # fmt: skip
 
 
-# TPUs: https://docs.cloud.google.com/tpu/docs/ v4, v5e, v5p, v6e and tpu7x, key specifications (the two-way bandwidth of
+# TPUs: https://docs.cloud.google.com/tpu/docs/ v4, v5e, v5p, v6e, tpu7x, key specifications (the two-way bandwidth of
 # the interconnect there is halved here: what a chip sends). Reserved: what libtpu 0.0.42 does not grant; of a v5p it
 # grants more than the documented 95 GiB. H100: https://www.nvidia.com/en-us/data-center/h100/, SXM, dense, NVLink
 # halved. The first whose kind fits counts.

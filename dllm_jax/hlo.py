@@ -95,9 +95,8 @@ class Program:
     def __init__(self, text: str) -> None:
         self.computations = _computations(text)
         self._reach: dict[str, frozenset[str]] = {}
-        self.devices = math.prod(
-            map(int, re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.split("\n", 1)[0]))
-        )
+        counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
+        self.devices = math.prod(map(int, counts))
 
     def loop_bodies(self, scope: str) -> list[str]:
         """The bodies of the loops whose trips run a named scope (`jax.named_scope`), each once, in no other loop of it.
@@ -170,8 +169,8 @@ class Program:
     def copies(self, name: str, arrays: Sequence[ArrayType], *, without: Iterable[str] = ()) -> list[ArrayType]:
         """What one run of a computation copies, transposes or lays out anew of arrays like those given.
 
-        That is every copy in main memory whose result has the dtype and, in any order, the axes of one of them, also as a
-        fusion that does nothing else. Reading an array ahead into the fast memory of a TPU core is no copy.
+        That is every copy in main memory whose result has the dtype and, in any order, the axes of one of them, also
+        as a fusion that does nothing else. Reading an array ahead into the fast memory of a TPU core is no copy.
 
         Args:
             name: of the computation.
@@ -214,7 +213,7 @@ class Program:
         return any(f"/{scope}/" in instruction.place for instruction, _ in self.executed(name, into_fusions=True))
 
     def _trips(self, loop: Instruction) -> int:
-        """Trips of a loop: as the compiler notes them, else the one constant that its condition compares with, else 1."""
+        """Trips of a loop: as noted by the compiler, else the one constant that its condition compares with, else 1."""
         noted = _TRIPS.search(loop.line)
         if noted:
             return int(noted[1])

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import numpy as np
@@ -111,7 +111,7 @@ def verifier_folder(config: Config) -> str:
     return config.verifier.path
 
 
-def footprint(config: Config, shapes: Shapes, mesh: Mesh | AbstractMesh, *, prompt_length: int) -> Footprint:
+def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int) -> Footprint:
     """Estimates what decoding takes on every device of a mesh.
 
     Compared with what the compiler plans in CONTRIBUTING.md (Memory).
@@ -119,7 +119,7 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh | AbstractMesh, *, prom
     Args:
         config: all settings.
         shapes: the models.
-        mesh: the devices, which need not exist.
+        mesh: the devices.
         prompt_length: tokens of the longest prompt.
     """
     decode, (model, verifier, dtype, platform) = config.decode, shapes
@@ -156,7 +156,7 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh | AbstractMesh, *, prom
     return Footprint(weights, cache, temporaries)
 
 
-def _weights(config: TransformerConfig, dtype: np.dtype, mesh: Mesh | AbstractMesh) -> tuple[int, int]:
+def _weights(config: TransformerConfig, dtype: np.dtype, mesh: Mesh) -> tuple[int, int]:
     """Bytes of the weights on every device, and of those among them that are `RELAID`."""
     abstract = _abstract(config, dtype)
     leaves, shardings = layout.flatten(abstract), layout.flatten(state_shardings(abstract, mesh))
@@ -175,7 +175,7 @@ def decode_mesh(
 ) -> Mesh:  # fmt: skip
     """The mesh of a configuration; an automatic `tensor` is the least with which the decode fits into memory.
 
-    What is chosen, and why, goes to stderr where there is a choice. On CPU, whose devices share the memory, `tensor` is 1.
+    What is chosen, and why, goes to stderr where there is a choice. On CPU, where devices share the memory, it is 1.
 
     Args:
         config: all settings.
@@ -208,8 +208,8 @@ def decode_mesh(
     if not must_fit:
         return mesh
     raise UsageError(
-        f"mesh: expected a decode that fits into {gib(memory)} GiB on each of {len(devices)} x {devices[0].device_kind}, "
-        f"got one that needs about {needed} with mesh.tensor {tensor}; "
+        f"mesh: expected a decode that fits into {gib(memory)} GiB on each of {len(devices)} x "
+        f"{devices[0].device_kind}, got one that needs about {needed} with mesh.tensor {tensor}; "
         + (alternative(config, shapes, memory, prompt_length=prompt_length) or "no other mesh, dtype or batch does")
     )
 
@@ -220,7 +220,7 @@ def tensor_sizes(most: int) -> list[int]:
 
 
 def alternative(config: Config, shapes: Shapes, memory: int, *, prompt_length: int) -> str:
-    """What would fit, as a line for people: the smallest mesh, else a smaller dtype, else the largest batch; "" if none.
+    """What would fit, as a line for people: the smallest mesh, a smaller dtype, the largest batch; "" if none.
 
     Args:
         config: what does not fit.
@@ -230,7 +230,7 @@ def alternative(config: Config, shapes: Shapes, memory: int, *, prompt_length: i
     """
 
     def fits(*, tensor: int, dtype: np.dtype = shapes.dtype, batch: int = config.decode.batch_size) -> bool:
-        mesh = AbstractMesh((1, 1, tensor), MESH_AXES)
+        mesh = cast(Mesh, AbstractMesh((1, 1, tensor), MESH_AXES))  # of devices that need not exist
         smaller = dataclasses.replace(config, decode=dataclasses.replace(config.decode, batch_size=batch))
         needed = footprint(smaller, shapes._replace(dtype=dtype), mesh, prompt_length=prompt_length)
         return needed.total <= memory

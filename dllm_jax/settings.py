@@ -207,7 +207,6 @@ class PlanSettings:
     """What `decode.plan` compiles for."""
 
     topology: str = setting(
-        "",
-        "TPUs that need not be here, such as v5e:2x4 (also v6e, v5p, v4, tpu7x; needs the extra tpu); empty: the devices here",
+        "", "TPUs that need not be here, like v5e:2x4 (or v6e, v5p, v4, tpu7x; extra tpu); empty: the devices here"
     )
     prompt_length: str = setting("256", "tokens of the prompts, one program each, separated by commas")

@@ -97,8 +97,9 @@ def plan(config: Config) -> dict[str, Any]:
 
     Returns:
         What goes to output.path: `topology`, `chip`, `devices`, `mesh`, `fits` (None if the memory is not known),
-        `memory_per_device` (of a topology's chips a little of it is not for programs) and `programs`, one entry per length. Bytes and counts are of one device, those in `loops` of
-        one step. Numbers of a program that the compiler refused for its size are None, but for those it told.
+        `memory_per_device` (a little of a TPU's is not for programs) and `programs`, one entry per length. Bytes and
+        counts are of one device, those in `loops` of one step. Of a program that the compiler refused for its size only
+        what it told is known, the rest is None.
 
     Raises:
         UsageError: model, topology, mesh or settings do not work out.
@@ -108,14 +109,13 @@ def plan(config: Config) -> dict[str, Any]:
     mesh = decode_mesh(config, prompt_length=max(lengths), devices=devices, must_fit=False)
     figures, usable = chip(devices), device_bytes(devices)
     decoder = _decoder(config, mesh)
-    lengths = _within(lengths, decoder.longest_prompt)
     if figures:
         rates = Rates(figures.bandwidth, figures.flops, figures.link)
     else:
         measured = measure_ceilings(devices[0], decoder.model.dtype, repeats=MEASURED_REPEATS)
         bandwidth = max(measured.read_bytes_per_second, measured.copy_bytes_per_second)
         rates = Rates(bandwidth, measured.matmul_flops_per_second, None)
-    programs = [_program(decoder, length, rates) for length in lengths]
+    programs = [_program(decoder, length, rates) for length in _within(lengths, decoder.longest_prompt)]
     return {
         "topology": config.plan.topology,
         "chip": figures.name if figures else devices[0].device_kind,
@@ -131,7 +131,7 @@ def _decoder(config: Config, mesh: Mesh) -> Decoder:
     """A decoder whose models are shapes; it refuses what the real one would."""
     shapes = Shapes.of(config, platform=mesh.devices.flat[0].platform)
     model = shape_model(shapes.model, dtype=shapes.dtype, mesh=mesh)
-    verifier = shapes.verifier and shape_model(shapes.verifier, dtype=shapes.dtype, mesh=mesh)
+    verifier = shape_model(shapes.verifier, dtype=shapes.dtype, mesh=mesh) if shapes.verifier else None
     return Decoder(model, config, verifier=verifier, filter_=open_filter(config))
 
 
@@ -140,9 +140,8 @@ def _within(lengths: Sequence[int], longest: int) -> list[int]:
     if longest < 1:
         raise UsageError(f"decode.gen_length: expected room for a prompt, got {-longest + 1} tokens too many")
     if max(lengths) > longest:
-        print(
-            f"plan.prompt_length: {longest} instead of {max(lengths)}, the most with decode.gen_length", file=sys.stderr
-        )
+        told = f"plan.prompt_length: {longest} instead of {max(lengths)}, the most with this decode.gen_length"
+        print(told, file=sys.stderr)
     return list(dict.fromkeys(min(length, longest) for length in lengths))
 
 
@@ -150,12 +149,13 @@ def _program(decoder: Decoder, length: int, rates: Rates) -> dict[str, Any]:
     """The entry of one program."""
     engine = decoder.engine(length)
     everywhere = NamedSharding(decoder.model.mesh, PartitionSpec())
-    arguments = jax.tree.map(
-        lambda x: (
-            x if isinstance(x, jax.ShapeDtypeStruct) else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
-        ),
-        (engine, decoder.state_shapes(engine.geometry, rows=decoder.config.decode.batch_size)),
-    )
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        known = isinstance(x, jax.ShapeDtypeStruct)
+        return x if known else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+
+    state = decoder.state_shapes(engine.geometry, rows=decoder.config.decode.batch_size)
+    arguments = jax.tree.map(shape, (engine, state))
     begin = time.perf_counter()
     try:
         with decoder.precision():
@@ -179,7 +179,7 @@ def _program(decoder: Decoder, length: int, rates: Rates) -> dict[str, Any]:
         "prompt_length": length,
         "compile_seconds": seconds,
         **dict(zip(PARTS, sizes, strict=True)),
-        "loops": _loops(decoder, engine, Program(compiled.as_text()), rates) if compiled else {},
+        "loops": _loops(decoder, engine, Program(str(compiled.as_text())), rates) if compiled else {},
     }
 
 
@@ -252,12 +252,16 @@ def _total(program: Mapping[str, Any]) -> float:
     return sum(program[part] for part in PARTS) if program["loops"] else float("inf")
 
 
+def _name(part: str) -> str:
+    return part.removesuffix("_bytes")
+
+
 def obstacle(config: Config, results: Mapping[str, Any]) -> str:
     """Why the plan does not fit and what would, in a line."""
     devices = topology_devices(config.plan.topology) if config.plan.topology else jax.devices()
     usable = device_bytes(devices) or 0
     worst = max(results["programs"], key=_total)
-    parts = [f"{part.removesuffix('_bytes')} {gib(worst[part])}" for part in PARTS if worst[part] is not None]
+    parts = [f"{_name(part)} {gib(worst[part])}" for part in PARTS if worst[part] is not None]
     total = f"{gib(_total(worst))} GiB" if worst["loops"] else "more than there is"
     meshes = dataclasses.replace(config.mesh, tensor=results["mesh"]["tensor"])
     other = alternative(
@@ -272,9 +276,7 @@ def obstacle(config: Config, results: Mapping[str, Any]) -> str:
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
     """Memory and loops for a reader."""
-    memory = markdown_table(
-        "prompt", "compile s", "arguments GiB", "temporaries GiB", "output GiB", "code GiB", "all GiB", "of"
-    )
+    memory = markdown_table("prompt", "compile s", *(f"{_name(part)} GiB" for part in PARTS), "all GiB", "of")
     loops = markdown_table(
         "prompt", "step", "collectives", "MiB moved", "weight copies", "cache copies", "floor ms", "bound by"
     )
