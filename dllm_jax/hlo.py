@@ -268,7 +268,7 @@ def _moved(instruction: Instruction, devices: int) -> Moved:
 
 def _group(line: str, devices: int) -> int:
     """How many devices take part in a collective together."""
-    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]* \{([^}]*)\}", line):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", line):

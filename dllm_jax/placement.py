@@ -68,14 +68,14 @@ class Footprint:
 
     def __str__(self) -> str:
         return (
-            f"{gib(self.total)} GiB (weights {gib(self.weights)}, keys and values {gib(self.cache)}, temporaries "
-            f"{gib(self.temporaries)}, with a margin of {MARGIN - 1:.0%} on the last two)"
+            f"{told(self.total)} (weights {told(self.weights)}, keys and values {told(self.cache)}, temporaries "
+            f"{told(self.temporaries)}, with a margin of {MARGIN - 1:.0%} on the last two)"
         )
 
 
-def gib(count: float) -> str:
-    """Bytes in GiB, for people."""
-    return f"{count / 2**30:.2f}"
+def told(count: float) -> str:
+    """Bytes, for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.2f} MiB"
 
 
 def model_shape(config: Config, *, platform: str) -> tuple[TransformerConfig, np.dtype]:
@@ -200,18 +200,23 @@ def decode_mesh(
         mesh = make_mesh(**sizes | {"tensor": tensor})
         needed = footprint(config, shapes, mesh, prompt_length=prompt_length)
         if needed.total <= memory:
-            if len(devices) > 1:
-                chosen = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-                kind = f"{len(devices)} x {devices[0].device_kind}, {gib(memory)} GiB each"
-                print(f"mesh: {chosen} (of {kind}): about {needed} per device", file=sys.stderr)
-            return mesh
-    if not must_fit:
-        return mesh
-    raise UsageError(
-        f"mesh: expected a decode that fits into {gib(memory)} GiB on each of {len(devices)} x "
-        f"{devices[0].device_kind}, got one that needs about {needed} with mesh.tensor {tensor}; "
-        + (alternative(config, shapes, memory, prompt_length=prompt_length) or "no other mesh, dtype or batch does")
-    )
+            break
+    kind = f"{len(devices)} x {devices[0].device_kind}, {told(memory)} each"
+    if needed.total > memory and must_fit:
+        asked = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, tensor=tensor))
+        raise UsageError(
+            f"mesh: expected a decode that fits into {kind}, got one that needs about {needed} with mesh.tensor "
+            f"{tensor}; {alternative(asked, shapes, memory, prompt_length=prompt_length)}"
+        )
+    if len(devices) > 1:
+        chosen = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        print(f"mesh: {chosen} (of {kind}): about {needed} per device", file=sys.stderr)
+    return mesh
+
+
+def abstract_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh of devices that need not exist, for `footprint`."""
+    return cast(Mesh, AbstractMesh((data, fsdp, tensor), MESH_AXES))
 
 
 def tensor_sizes(most: int) -> list[int]:
@@ -220,7 +225,7 @@ def tensor_sizes(most: int) -> list[int]:
 
 
 def alternative(config: Config, shapes: Shapes, memory: int, *, prompt_length: int) -> str:
-    """What would fit, as a line for people: the smallest mesh, a smaller dtype, the largest batch; "" if none.
+    """What would fit, for people: the smallest mesh, a smaller dtype, the largest batch.
 
     Args:
         config: what does not fit.
@@ -230,7 +235,7 @@ def alternative(config: Config, shapes: Shapes, memory: int, *, prompt_length: i
     """
 
     def fits(*, tensor: int, dtype: np.dtype = shapes.dtype, batch: int = config.decode.batch_size) -> bool:
-        mesh = cast(Mesh, AbstractMesh((1, 1, tensor), MESH_AXES))  # of devices that need not exist
+        mesh = abstract_mesh(data=1, fsdp=1, tensor=tensor)
         smaller = dataclasses.replace(config, decode=dataclasses.replace(config.decode, batch_size=batch))
         needed = footprint(smaller, shapes._replace(dtype=dtype), mesh, prompt_length=prompt_length)
         return needed.total <= memory
@@ -245,4 +250,4 @@ def alternative(config: Config, shapes: Shapes, memory: int, *, prompt_length: i
     smaller = (config.decode.batch_size >> power for power in range(1, config.decode.batch_size.bit_length()))
     if size := next((size for size in smaller if fits(tensor=tensor, batch=size)), 0):
         found.append(f"decode.batch_size={size}")
-    return f"by estimate this would fit: {', or '.join(found)}" if found else ""
+    return f"by estimate {', or '.join(found) or 'no other mesh, dtype or batch'} would fit"

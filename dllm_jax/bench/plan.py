@@ -28,7 +28,7 @@ from dllm_jax.hlo import ArrayType, Moved, Program
 from dllm_jax.memory import bytes_per_device, chip, device_bytes
 from dllm_jax.mesh import batch_multiple
 from dllm_jax.models.model import Model, shape_model
-from dllm_jax.placement import Shapes, alternative, decode_mesh, gib
+from dllm_jax.placement import Shapes, abstract_mesh, alternative, decode_mesh, footprint, told
 
 PARTS = ("argument_bytes", "temp_bytes", "output_bytes", "code_bytes")
 MEASURED_REPEATS = 2  # of the ceilings of a device that is not in the table
@@ -82,10 +82,10 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
         # smaller than a host of several chips
         return topologies.get_topology_desc(name, platform="tpu", chips_per_host_bounds=(1, 1, 1)).devices
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        told = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0]
         raise UsageError(
             f"plan.topology: expected one of {', '.join(TPUS)} with its shape, like v5e:2x4, v5e:1x1 or v5p:2x2x1, "
-            f"got {name!r} ({told})"
+            f"got {name!r} ({reason})"
         ) from None
 
 
@@ -140,8 +140,8 @@ def _within(lengths: Sequence[int], longest: int) -> list[int]:
     if longest < 1:
         raise UsageError(f"decode.gen_length: expected room for a prompt, got {-longest + 1} tokens too many")
     if max(lengths) > longest:
-        told = f"plan.prompt_length: {longest} instead of {max(lengths)}, the most with this decode.gen_length"
-        print(told, file=sys.stderr)
+        note = f"plan.prompt_length: {longest} instead of {max(lengths)}, the most with this decode.gen_length"
+        print(note, file=sys.stderr)
     return list(dict.fromkeys(min(length, longest) for length in lengths))
 
 
@@ -164,8 +164,8 @@ def _program(decoder: Decoder, length: int, rates: Rates) -> dict[str, Any]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         compiled = None
-        told = _EXCEEDED.search(str(error))
-        temporaries = int(float(told[1]) * _UNITS[told[2]]) if told else None
+        exceeded = _EXCEEDED.search(str(error))
+        temporaries = int(float(exceeded[1]) * _UNITS[exceeded[2]]) if exceeded else None
         shardings = jax.tree.map(lambda x: x.sharding, arguments)
         sizes: tuple[int | None, ...] = (bytes_per_device(arguments, shardings), temporaries, None, None)
     seconds = time.perf_counter() - begin
@@ -261,38 +261,40 @@ def obstacle(config: Config, results: Mapping[str, Any]) -> str:
     devices = topology_devices(config.plan.topology) if config.plan.topology else jax.devices()
     usable = device_bytes(devices) or 0
     worst = max(results["programs"], key=_total)
-    parts = [f"{_name(part)} {gib(worst[part])}" for part in PARTS if worst[part] is not None]
-    total = f"{gib(_total(worst))} GiB" if worst["loops"] else "more than there is"
-    meshes = dataclasses.replace(config.mesh, tensor=results["mesh"]["tensor"])
-    other = alternative(
-        dataclasses.replace(config, mesh=meshes), Shapes.of(config, platform=devices[0].platform), usable,
-        prompt_length=worst["prompt_length"],
-    )  # fmt: skip
+    parts = [f"{_name(part)} {told(worst[part])}" for part in PARTS if worst[part] is not None]
+    total = told(_total(worst)) if worst["loops"] else "more than there is"
+    sizes, length = results["mesh"], worst["prompt_length"]
+    asked = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, tensor=sizes["tensor"]))
+    shapes = Shapes.of(config, platform=devices[0].platform)
+    estimate = footprint(asked, shapes, abstract_mesh(**sizes), prompt_length=length).total
+    # The estimates of what would fit are scaled to what the compiler said of what does not.
+    known = max(sum(worst[part] or 0 for part in PARTS), usable + 1)
+    other = alternative(asked, shapes, int(usable * estimate / known), prompt_length=length)
     return (
-        f"does not fit: with prompts of {worst['prompt_length']} tokens every device needs {total} ({', '.join(parts)} "
-        f"GiB) and has {gib(usable)} GiB; {other or 'by estimate no other mesh, dtype or batch fits either'}"
+        f"does not fit: with prompts of {length} tokens every device needs {total} ({', '.join(parts)}) and has "
+        f"{told(usable)}; {other}"
     )
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
     """Memory and loops for a reader."""
-    memory = markdown_table("prompt", "compile s", *(f"{_name(part)} GiB" for part in PARTS), "all GiB", "of")
+    memory = markdown_table("prompt", "compile s", *map(_name, PARTS), "all", "of")
     loops = markdown_table(
         "prompt", "step", "collectives", "MiB moved", "weight copies", "cache copies", "floor ms", "bound by"
     )
     there = results["memory_per_device"]
     for program in results["programs"]:
-        sizes = ["-" if program[part] is None else gib(program[part]) for part in PARTS]
-        total = gib(_total(program)) if program["loops"] else "too much"
+        sizes = ["-" if program[part] is None else told(program[part]) for part in PARTS]
+        total = told(_total(program)) if program["loops"] else "too much"
         memory.add_row(
             str(program["prompt_length"]), f"{program['compile_seconds']:.1f}", *sizes, total,
-            "-" if there is None else gib(there),
+            "-" if there is None else told(there),
         )  # fmt: skip
         for step, loop in program["loops"].items():
             moved = loop["collectives"]
-            told = ", ".join(f"{entry['count']} {kind}" for kind, entry in moved.items()) or "none"
+            kinds = ", ".join(f"{entry['count']} {kind}" for kind, entry in moved.items()) or "none"
             loops.add_row(
-                str(program["prompt_length"]), step, told,
+                str(program["prompt_length"]), step, kinds,
                 f"{sum(entry['bytes'] for entry in moved.values()) / 2**20:.1f}", str(loop["weight_copies"]),
                 str(loop["cache_copies"]), f"{loop['floor_ms']:.2f}", loop["bound_by"],
             )  # fmt: skip
