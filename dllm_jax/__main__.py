@@ -24,6 +24,7 @@ COMMANDS = {
     "eval": Command("decode.eval", "decode tasks with known answers: accuracy and cost"),
     "sweep": Command("decode.sweep", "eval for every variant of an experiment, side by side"),
     "bench": Command("decode.bench", "measure steps and decodes against what the device allows"),
+    "plan": Command("decode.plan", "what a decode will take, before anything is loaded: memory, traffic, floors"),
     "convert": Command("dllm_jax.checkpoints.convert", "convert a checkpoint between Hugging Face and Orbax"),
     "verify": Command("dllm_jax.checkpoints.verify", "check a converted checkpoint against its manifest"),
     "train-filter": Command("train.filter", "train a filter for the policy learn2pd"),

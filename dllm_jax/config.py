@@ -27,6 +27,7 @@ from dllm_jax.settings import (
     MeshSettings,
     ModelSettings,
     OutputSettings,
+    PlanSettings,
     ThresholdSettings,
     TokenizerSettings,
     VerifierSettings,
@@ -62,6 +63,7 @@ class Config:
     dico: DicoSettings = dataclasses.field(default_factory=DicoSettings)
     eot: EotSettings = dataclasses.field(default_factory=EotSettings)
     bench: BenchSettings = dataclasses.field(default_factory=BenchSettings)
+    plan: PlanSettings = dataclasses.field(default_factory=PlanSettings)
 
     def validate(self) -> None:
         """See the function `validate`."""
@@ -147,7 +149,8 @@ def validate(config: Config) -> None:
             raise UsageError(f"{field}: expected 0 to 1, got {value}")
     for name in ("prompt_length", "steps", "repeats"):
         at_least(f"bench.{name}", getattr(config.bench, name), 1)
-    batch_sizes(config.bench)
+    numbers("bench.batch_sizes", config.bench.batch_sizes)
+    numbers("plan.prompt_length", config.plan.prompt_length)
     if config.bench.eos_logit and not config.model.preset:
         raise UsageError(f"bench.eos_logit: expected 0 without model.preset, got {config.bench.eos_logit}")
 
@@ -271,16 +274,16 @@ def block_schedule(decode: DecodeSettings) -> tuple[int, int]:
     return block_length, decode.steps or decode.gen_length
 
 
-def batch_sizes(bench: BenchSettings) -> tuple[int, ...]:
-    """The numbers in bench.batch_sizes.
+def numbers(field: str, text: str) -> tuple[int, ...]:
+    """The positive numbers in a setting, separated by commas.
 
     Raises:
-        UsageError: one of them is no positive number.
+        UsageError: one of them is none.
     """
-    sizes = [size.strip() for size in bench.batch_sizes.split(",")]
-    if not all(size.isdecimal() and int(size) for size in sizes):
-        raise UsageError(f"bench.batch_sizes: expected positive numbers like 1,8, got {bench.batch_sizes!r}")
-    return tuple(map(int, sizes))
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise UsageError(f"{field}: expected positive numbers like 1,8, got {text!r}")
+    return tuple(map(int, parts))
 
 
 def at_least(field: str, value: float, bound: float) -> None:

@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 import dllm_jax
 from dllm_jax.checkpoints import fingerprint
 from dllm_jax.checkpoints.filters import open_filter
-from dllm_jax.checkpoints.load import dtype_on, load_model, resolve, tuned
-from dllm_jax.config import Config, wants_verifier
+from dllm_jax.checkpoints.load import load_model, resolve
+from dllm_jax.config import Config
 from dllm_jax.data.outputs import VERSION, Finished, ResultFile, Row
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
 from dllm_jax.decoding import end_tokens, text
@@ -28,9 +28,9 @@ from dllm_jax.decoding.state import DecodeResult, Timing
 from dllm_jax.decoding.vocabulary import check_shared
 from dllm_jax.errors import UsageError
 from dllm_jax.memory import bytes_per_device, check_fits
-from dllm_jax.mesh import make_mesh, weight_shardings
+from dllm_jax.mesh import weight_shardings
 from dllm_jax.models.model import Model, abstract_model, random_model
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.placement import decode_mesh, model_shape, verifier_folder
 from dllm_jax.places import only_writer
 from dllm_jax.progress import for_people
 from dllm_jax.settings import TokenizerSettings
@@ -93,7 +93,7 @@ def run(
     with opened(config, field=field) as file:
         bad = BadLines(source(config.input), config.input.on_error)
         asked = list(prompts) if prompts is not None else read(config.input, bad, check=check)
-        mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.decode.batch_size)
+        mesh = decode_mesh(config, prompt_length=max(map(_about_tokens, asked)))
         begun = file.begin(identity(config, asked, mesh, command=command)) if file else {}
         if isinstance(begun, Finished):
             print(f"finished already: {config.output.path}", file=sys.stderr)
@@ -270,7 +270,7 @@ def basis(config: Config, mesh: Mesh, *, sections: Collection[str] = ()) -> dict
         sections: of the settings (default: all that a decode reads).
     """
     settings = dataclasses.asdict(config)
-    for name in ("input", "output", "bench"):
+    for name in ("input", "output", "bench", "plan"):
         del settings[name]
     for name in ("model", "tokenizer", "verifier", "filter"):
         del settings[name]["path"]  # its content stands under files
@@ -302,11 +302,7 @@ def open_model(config: Config, mesh: Mesh) -> Model:
     if not settings.preset:
         track = functools.partial(rich.progress.track, description="loading", **for_people())
         return load_model(settings.path, dtype=settings.dtype, mesh=mesh, verify=settings.verify, track=track)
-    if settings.preset not in PRESETS:
-        raise UsageError(f"model.preset: expected one of {', '.join(PRESETS)}, got {settings.preset!r}")
-    platform = mesh.devices.flat[0].platform
-    dtype = dtype_on(platform, settings.dtype)
-    shape = tuned(PRESETS[settings.preset], dtype=dtype, platform=platform)
+    shape, dtype = model_shape(config, platform=mesh.devices.flat[0].platform)
     _, abstract = abstract_model(shape, dtype=dtype)
     check_fits(
         bytes_per_device(abstract, weight_shardings(abstract, mesh)), mesh, field="model.preset", got=settings.preset
@@ -320,13 +316,9 @@ def open_verifier(config: Config, mesh: Mesh) -> Model | None:
     Raises:
         UsageError: there is none.
     """
-    path, settings = config.verifier.path, config.model
-    if not wants_verifier(config):
-        return None
+    path, settings = verifier_folder(config), config.model
     if not path:
-        raise UsageError(
-            "verifier.path: expected a causal model for decode.policy apd (or apd.tokens_per_step), got none"
-        )
+        return None
     return load_model(path, dtype=settings.dtype, mesh=mesh, verify=settings.verify, field="verifier.path")
 
 
@@ -371,6 +363,14 @@ def open_text_model(config: Config, mesh: Mesh) -> tuple[Model, text.TextCodec, 
     if codec is None:
         raise UsageError(f"tokenizer.path: expected a tokenizer, to read text, got none in {model.path!r}")
     return model, codec, end_tokens.end_tokens(model.config, codec, setting=config.model.eot_token_id)
+
+
+def _about_tokens(prompt: Prompt) -> int:
+    """Tokens of a prompt before there is a tokenizer, rather too many: one for every two characters."""
+    if prompt.prompt_ids is not None:
+        return len(prompt.prompt_ids)
+    texts = [prompt.text or "", *(message["content"] or "" for message in prompt.messages or ())]
+    return sum(map(len, texts)) // 2 + 1
 
 
 def _encode(prompt: Prompt, codec: text.TextCodec | None) -> list[int]:

@@ -3,13 +3,14 @@
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from dllm_jax.chips import Chip, chip_of
 from dllm_jax.errors import UsageError
 
 # Limits of the process's control group, and what it uses of them: version 2, then 1.
@@ -29,6 +30,34 @@ def available_bytes(mesh: Mesh) -> int | None:
         return _host_bytes() // mesh.local_mesh.devices.size
     stats = device.memory_stats() or {}
     return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
+
+
+def chip(devices: Sequence[jax.Device]) -> Chip | None:
+    """The figures of each of the devices, which are those of its chip or, if some share one, its part of them."""
+    first = devices[0]
+    found = chip_of(first.device_kind)
+    coordinates = [getattr(device, "coords", device.id) for device in devices]
+    return found and found.share(coordinates.count(coordinates[0]))
+
+
+def device_bytes(devices: Sequence[jax.Device]) -> int | None:
+    """Bytes that programs may use of each of the devices; on CPU of what is free; None if nobody knows.
+
+    Args:
+        devices: all those here, or all of a machine that is only compiled for.
+    """
+    if devices[0].platform == "cpu":
+        return _host_bytes() // len(devices)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # raised by devices that are only compiled for
+        if "bytes_limit" in (stats := devices[0].memory_stats() or {}):
+            return stats["bytes_limit"]
+    figures = chip(devices)
+    return figures and figures.memory - figures.reserved
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """The shapes and dtypes of a tree with a sharding each: what a program is compiled with."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def bytes_per_device(shapes: Any, shardings: Any) -> int:

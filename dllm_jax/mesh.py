@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dllm_jax.errors import UsageError
+from dllm_jax.memory import device_bytes
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -28,20 +30,24 @@ DECODING_SPLIT: Rules = {**DECODING, "embed": "fsdp"}
 TRAINING: Rules = {**DECODING_SPLIT, "vocab_embed": "fsdp"}
 
 
-def make_mesh(*, data: int = 0, fsdp: int = 0, tensor: int = 0, batch_size: int = 0) -> Mesh:
-    """A mesh over the first data * fsdp * tensor devices.
+def make_mesh(
+    *, data: int = 0, fsdp: int = 0, tensor: int = 0, batch_size: int = 0, devices: Sequence[jax.Device] = ()
+) -> Mesh:
+    """A mesh over the first data * fsdp * tensor devices; `placement.decode_mesh` looks at their memory too.
 
     Args:
         data: size of the axis; 0 takes all devices the other axes leave, at most as many as divide the batch evenly.
         fsdp: size of the axis; 0 means 1.
         tensor: size of the axis; 0 means 1.
         batch_size: rows of a batch, for the automatic `data`; 0 if unknown.
+        devices: to choose from; default: those here.
 
     Raises:
         UsageError: the mesh needs more devices than there are.
     """
     fsdp, tensor = fsdp or 1, tensor or 1
-    available = jax.device_count()
+    devices = devices or jax.devices()
+    available = len(devices)
     if not data:
         rest = max(available // (fsdp * tensor), 1)
         rows = batch_size // fsdp if batch_size % fsdp == 0 else 0
@@ -52,8 +58,11 @@ def make_mesh(*, data: int = 0, fsdp: int = 0, tensor: int = 0, batch_size: int 
             f"mesh.data * mesh.fsdp * mesh.tensor: expected at most {available} (the devices here), "
             f"got {data} * {fsdp} * {tensor} = {needed}"
         )
-    devices = jax.devices()[:needed]
-    return jax.make_mesh((data, fsdp, tensor), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    shape, auto = (data, fsdp, tensor), (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices[:needed])
+    except AssertionError:  # JAX knows no good order of so many TPUs
+        return Mesh(np.array(devices[:needed]).reshape(shape), MESH_AXES, axis_types=auto)
 
 
 def spec(
@@ -85,7 +94,7 @@ def constrain(x: jax.Array, *axes: str | None, rules: Rules = ACTIVATIONS) -> ja
 
 def decoding_rules(abstract_state: Any, mesh: Mesh) -> Rules:
     """`DECODING`, unless a device cannot hold its part of the weights so."""
-    limit = (mesh.devices.flat[0].memory_stats() or {}).get("bytes_limit")
+    limit = None if isinstance(mesh, AbstractMesh) else device_bytes(list(mesh.devices.flat))
     leaves = jax.tree.leaves(abstract_state)
     weights = sum(x.size * x.dtype.itemsize for x in leaves) / mesh.shape["tensor"]
     return DECODING_SPLIT if limit and weights > WEIGHTS_SHARE * limit else DECODING

@@ -215,3 +215,13 @@ class BenchSettings:
         0.0,
         "with model.preset: the logit of EoS at masked positions, about (others: about 0; 0: as random as they are)",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSettings:
+    """What `decode.plan` compiles for."""
+
+    topology: str = setting(
+        "", "TPUs that need not be here, like v5e:2x4 (or v6e, v5p, v4, tpu7x; extra tpu); empty: the devices here"
+    )
+    prompt_length: str = setting("256", "tokens of the prompts, one program each, separated by commas")

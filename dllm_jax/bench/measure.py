@@ -23,6 +23,7 @@ from dllm_jax.decoding.state import DecodeState
 from dllm_jax.memory import check_fits, plan_bytes
 from dllm_jax.mesh import batch_multiple
 from dllm_jax.models.cache import Cache, widened
+from dllm_jax.models.model import Model
 from dllm_jax.settings import BenchSettings
 
 Prompts = Sequence[Sequence[int]]
@@ -107,7 +108,7 @@ def time_steps(decoder: Decoder, prompts: Prompts, *, bench: BenchSettings) -> l
 def _time_step(
     decoder: Decoder, kind: StepKind, *, engine: Engine, state: DecodeState, bench: BenchSettings
 ) -> StepTiming:
-    mesh, config = decoder.model.mesh, decoder.model.config
+    mesh = decoder.model.mesh
     state = dataclasses.replace(state, block_B=jnp.full_like(state.block_B, kind.block))
 
     def check(compiled: jax.stages.Compiled) -> None:
@@ -115,17 +116,32 @@ def _time_step(
 
     with decoder.computing():
         timing = time_loop(kind.program, (engine, state), trips=bench.steps, repeats=bench.repeats, check=check)
-    rows = state.tokens_BL.shape[0] // batch_multiple(mesh) * (2 if engine.sampler.guided else 1)
     geometry = engine.geometry
-    slots = geometry.gen_length if engine.looks_everywhere else engine.cache.slots(geometry)
-    itemsize = decoder.model.dtype.itemsize
-    cost = forward_cost(config, rows=rows, columns=kind.columns, keys=kind.keys, slots=slots, itemsize=itemsize)
+    rows = state.tokens_BL.shape[0] // batch_multiple(mesh)
     return StepTiming(
         step=kind.name, batch_size=decoder.config.decode.batch_size, canvas_length=geometry.length,
         columns=kind.columns, seconds=timing.median, seconds_range=(timing.fastest, timing.slowest),
         compile_seconds=timing.compile_seconds, peak_memory_bytes=peak_memory(timing.compiled),
-        cost=cost.split(mesh.shape["tensor"]),
+        cost=step_cost(decoder.model, engine, kind, rows=rows),
     )  # fmt: skip
+
+
+def step_cost(model: Model, engine: Engine, kind: StepKind, *, rows: int) -> Cost:
+    """The cost of a step on every device; a policy's own model is not counted.
+
+    Args:
+        model: that decodes.
+        engine: its parts.
+        kind: of step.
+        rows: of the batch on every device; 0 for what reading the weights costs.
+    """
+    geometry = engine.geometry
+    slots = geometry.gen_length if engine.looks_everywhere else engine.cache.slots(geometry)
+    rows *= 2 if engine.sampler.guided else 1
+    cost = forward_cost(
+        model.config, rows=rows, columns=kind.columns, keys=kind.keys, slots=slots, itemsize=model.dtype.itemsize
+    )
+    return cost.split(model.mesh.shape["tensor"])
 
 
 def step_kinds(engine: Engine) -> list[StepKind]:

@@ -14,11 +14,11 @@ from dllm_jax.bench.ceilings import Ceilings, measure_ceilings
 from dllm_jax.bench.ending import with_eos_logit
 from dllm_jax.bench.measure import DecodeTiming, StepTiming, memory_source, time_decode, time_steps
 from dllm_jax.checkpoints.filters import Filter, open_filter
-from dllm_jax.config import Config, batch_sizes
+from dllm_jax.config import Config, numbers
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.errors import UsageError
-from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import Model
+from dllm_jax.placement import decode_mesh
 
 
 def measure(config: Config) -> dict[str, Any]:
@@ -34,8 +34,9 @@ def measure(config: Config) -> dict[str, Any]:
     Raises:
         UsageError: model, mesh or settings do not work out.
     """
-    sizes = batch_sizes(config.bench)
-    mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=math.gcd(*sizes))
+    sizes = numbers("bench.batch_sizes", config.bench.batch_sizes)
+    largest = dataclasses.replace(config, decode=dataclasses.replace(config.decode, batch_size=max(sizes)))
+    mesh = decode_mesh(largest, prompt_length=config.bench.prompt_length, batch_multiple=math.gcd(*sizes))
     model = jobs.open_model(config, mesh)
     if config.bench.eos_logit:
         model = with_eos_logit(model, config.bench.eos_logit, gen_length=config.decode.gen_length)
@@ -99,7 +100,7 @@ def _decode_entry(timing: DecodeTiming) -> dict[str, Any]:
 
 def step_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     """Steps for a reader."""
-    table = _table(
+    table = markdown_table(
         "batch", "canvas", "step", "columns", "ms", "steps/s", "floor ms", "ms/floor", "GB/s", "GFLOP/s",
         "compile s", "peak MB",
     )  # fmt: skip
@@ -116,7 +117,7 @@ def step_table(entries: Sequence[Mapping[str, Any]]) -> Table:
 
 def decode_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     """Whole decodes for a reader."""
-    table = _table(
+    table = markdown_table(
         "batch", "canvas", "tokens/s", "canvas tokens/s", "NFE", "columns", "seconds", "compile s", "peak MB"
     )  # fmt: skip
     for entry in entries:
@@ -128,7 +129,7 @@ def decode_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _table(*titles: str) -> Table:
+def markdown_table(*titles: str) -> Table:
     """An empty table that can be pasted into Markdown."""
     table = Table(box=box.MARKDOWN)
     for title in titles:

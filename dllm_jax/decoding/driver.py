@@ -97,6 +97,7 @@ class Engine:
         """The carry before the first forward."""
         return Carry(state, self.policy.init(state, self.geometry))
 
+    @jax.named_scope("full_step")  # the names stand in the compiled program: `dllm_jax.hlo` finds the loops by them
     def full_step(self, carry: Carry, *, length: int) -> tuple[Carry, Cache]:
         """One iteration with a forward of the canvas; logits only for the prediction slots of every row.
 
@@ -116,6 +117,7 @@ class Engine:
         hidden, cache = self._forward(state, span, width=length, keys=length)
         return self._look(Carry(state, carry.rows), hidden, span, predicted, slots, active_B=state.live_B), cache
 
+    @jax.named_scope("cached_step")
     def cached_step(self, carry: Carry, cache: Cache, *, width: int) -> tuple[Carry, Cache]:
         """One iteration of the rows in the current block, with a forward of a slice of `width` columns.
 

@@ -22,7 +22,7 @@ from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
 from dllm_jax.decoding.stopping import EndOfText
 from dllm_jax.errors import UsageError
-from dllm_jax.memory import bytes_per_device, check_fits, exhaustion_told, plan_bytes
+from dllm_jax.memory import bytes_per_device, check_fits, exhaustion_told, placed, plan_bytes
 from dllm_jax.models.model import Model, computing
 from dllm_jax.timing import CompileCount
 
@@ -72,7 +72,12 @@ class Decoder:
         )  # fmt: skip
         min_confidence = jnp.float32(config.eot.min_confidence)
         self.stop = EndOfText(min_confidence, self.end_ids) if config.decode.stop == "eot" else None
-        self.length_multiple = 32 if model.mesh.devices.flat[0].platform == "cpu" else 64
+        self.length_multiple = length_multiple(model.mesh.devices.flat[0].platform)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt that the models take with this generation; below 1: none."""
+        return self.max_length - self.config.decode.gen_length
 
     def check(self, prompt: Sequence[int]) -> None:
         """Refuses a prompt that cannot be decoded.
@@ -80,7 +85,7 @@ class Decoder:
         Raises:
             UsageError: it is empty, too long for the model, or has an id outside the vocabulary.
         """
-        limit = self.max_length - self.config.decode.gen_length
+        limit = self.longest_prompt
         if not prompt:
             raise UsageError("prompt: expected at least one token, got an empty prompt")
         if len(prompt) > limit:
@@ -150,8 +155,19 @@ class Decoder:
         Raises:
             UsageError: the batch does not fit into memory.
         """
-        mesh, config = self.model.mesh, self.model.config
-        batch, geometry = self._batch(rows), engine.geometry
+        mesh, config, geometry = self.model.mesh, self.model.config, engine.geometry
+        state = self.state_shapes(geometry, rows=rows)
+        batch = len(state.live_B)
+        needed = bytes_per_device(state, jax.tree.map(lambda x: x.sharding, state))
+        hidden = batch // meshes.batch_multiple(mesh) * geometry.columns * config.embed_dim * self.model.dtype.itemsize
+        check_fits(needed + hidden, mesh, field=BATCH_SIZE, got=batch)  # at least so much, before compiling
+        program = decode.lower(engine, state).compile()
+        check_fits(needed + plan_bytes(program), mesh, field=BATCH_SIZE, got=batch)
+        return program
+
+    def state_shapes(self, geometry: Geometry, *, rows: int) -> DecodeState:
+        """What `start` returns for this many prompts, as shapes on the mesh."""
+        batch = self.batch(rows)
 
         def integers(*shape: int) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -161,23 +177,16 @@ class Decoder:
         shapes = jax.eval_shape(
             start, integers(batch, geometry.columns), pad_B=integers(batch), row_B=integers(batch), live_B=live_B
         )
-        shardings = meshes.batch_shardings(shapes, mesh)
-        needed = bytes_per_device(shapes, shardings)
-        hidden = batch // meshes.batch_multiple(mesh) * geometry.columns * config.embed_dim * self.model.dtype.itemsize
-        check_fits(needed + hidden, mesh, field=BATCH_SIZE, got=batch)  # at least so much, before compiling
-        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-        program = decode.lower(engine, state).compile()
-        check_fits(needed + plan_bytes(program), mesh, field=BATCH_SIZE, got=batch)
-        return program
+        return placed(shapes, meshes.batch_shardings(shapes, self.model.mesh))
 
-    def _batch(self, rows: int) -> int:
+    def batch(self, rows: int) -> int:
         """The rows of a batch on the mesh, idle ones included, for this many prompts."""
         multiple = meshes.batch_multiple(self.model.mesh)
         return -(-max(self.config.decode.batch_size, rows) // multiple) * multiple
 
     def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], geometry: Geometry) -> DecodeState:
         """The state of a batch on the mesh; idle rows repeat the first prompt."""
-        batch = self._batch(len(prompts))
+        batch = self.batch(len(prompts))
         idle = batch - len(prompts)
         tokens_BL, pad_B = pad_prompts(
             [*prompts, *[prompts[0]] * idle], geometry, mask_id=self.mask_id, pad_id=self.model.config.eos_id
@@ -224,6 +233,11 @@ class Decoder:
             mask_id=self.mask_id,
             log=jax.tree.map(host, final.log),
         )
+
+
+def length_multiple(platform: str) -> int:
+    """What the lengths of canvases are multiples of, at least."""
+    return 32 if platform == "cpu" else 64
 
 
 def build_cache(config: Config, *, logit_shift: int) -> CacheStrategy:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from dllm_jax.memory import placed
 from dllm_jax.mesh import weight_shardings
 from dllm_jax.models.transformer import Transformer, TransformerConfig, on_mesh
 
@@ -52,6 +53,13 @@ def computing(mesh: Mesh, *, precision: str) -> Iterator[None]:
 def abstract_model(config: TransformerConfig, *, dtype: jnp.dtype) -> tuple[Any, nnx.State]:
     """Structure and abstract parameters (`jax.ShapeDtypeStruct`) of a model; allocates nothing."""
     return nnx.split(nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0))))
+
+
+def shape_model(config: TransformerConfig, *, dtype: jnp.dtype, mesh: Mesh) -> Model:
+    """A model whose weights are only shapes on the mesh: programs compile with it, nothing is allocated."""
+    config = on_mesh(config, mesh)
+    graphdef, abstract = abstract_model(config, dtype=dtype)
+    return Model(config, graphdef, placed(abstract, weight_shardings(abstract, mesh)), mesh)
 
 
 def random_model(config: TransformerConfig, *, dtype: jnp.dtype, mesh: Mesh, seed: int) -> Model:

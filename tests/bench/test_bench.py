@@ -12,11 +12,11 @@ from decode.bench import main
 from dllm_jax import cli, load_model
 from dllm_jax.bench import ceilings
 from dllm_jax.bench.measure import Endless, step_kinds
-from dllm_jax.config import Config, batch_sizes
+from dllm_jax.config import Config, numbers
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.base import Commit
 from dllm_jax.models.registry import PRESETS
-from dllm_jax.settings import BenchSettings, DecodeSettings
+from dllm_jax.settings import DecodeSettings
 from tests.traces import GOLDENS
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def test_the_narrowest_and_the_widest_cached_step(cache: str, expected: list[tup
 
 
 def test_batch_sizes_are_a_list_of_numbers() -> None:
-    assert batch_sizes(BenchSettings(batch_sizes="1, 8,16")) == (1, 8, 16)
+    assert numbers("bench.batch_sizes", "1, 8,16") == (1, 8, 16)
 
 
 def test_the_policy_works_on_but_no_row_leaves() -> None:

@@ -1,0 +1,254 @@
+"""How much memory a decode takes on every device, from shapes alone, and the mesh chosen by it.
+
+Weights are exact. Keys, values and temporaries are estimated with `MARGIN`; `decode.plan` compiles and knows.
+"""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
+
+from dllm_jax.checkpoints import files, layout
+from dllm_jax.checkpoints.load import dtype_on, resolve, tuned
+from dllm_jax.config import Config, block_schedule, wants_verifier
+from dllm_jax.decoding.caching import shorter_canvases
+from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length
+from dllm_jax.decoding.generate import build_cache, length_multiple
+from dllm_jax.errors import UsageError
+from dllm_jax.memory import bytes_per_device, device_bytes
+from dllm_jax.mesh import MESH_AXES, batch_multiple, make_mesh, weight_shardings
+from dllm_jax.models.model import abstract_model
+from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.transformer import TransformerConfig, on_mesh
+
+MARGIN = 1.1  # on temporaries, keys and values
+RELAID = ("qkv", "gate_up")  # parameters that a TPU program copies into a layout of its own
+CODE = 4 * 2**20  # bytes of a TPU program for every layer of every kind of step
+
+
+class Shapes(NamedTuple):
+    """The models of a decode, as their config.json files describe them."""
+
+    model: TransformerConfig
+    verifier: TransformerConfig | None
+    dtype: np.dtype
+    platform: str
+
+    @classmethod
+    def of(cls, config: Config, *, platform: str) -> "Shapes":
+        """Those that a configuration names.
+
+        Raises:
+            UsageError: there is no such model.
+        """
+        model, dtype = model_shape(config, platform=platform)
+        folder = verifier_folder(config)
+        verifier = files.read_config(resolve(folder, field="verifier.path")) if folder else None
+        return cls(model, verifier and tuned(verifier, dtype=dtype, platform=platform), dtype, platform)
+
+
+@dataclasses.dataclass(frozen=True)
+class Footprint:
+    """Bytes on every device."""
+
+    weights: int
+    cache: int  # keys and values
+    temporaries: int  # and, on TPUs, code
+
+    @property
+    def total(self) -> int:
+        """All of it, with the margin."""
+        return self.weights + int(MARGIN * (self.cache + self.temporaries))
+
+    def __str__(self) -> str:
+        return (
+            f"{told(self.total)} (weights {told(self.weights)}, keys and values {told(self.cache)}, temporaries "
+            f"{told(self.temporaries)}, with a margin of {MARGIN - 1:.0%} on the last two)"
+        )
+
+
+def told(count: float) -> str:
+    """Bytes, for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.2f} MiB"
+
+
+def model_shape(config: Config, *, platform: str) -> tuple[TransformerConfig, np.dtype]:
+    """The model that would be loaded, by its config.json alone, and its dtype.
+
+    Args:
+        config: all settings.
+        platform: it would run on.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    settings = config.model
+    if settings.preset not in ("", *PRESETS):
+        raise UsageError(f"model.preset: expected one of {', '.join(PRESETS)}, got {settings.preset!r}")
+    shape = PRESETS[settings.preset] if settings.preset else files.read_config(resolve(settings.path))
+    dtype = dtype_on(platform, settings.dtype)
+    return tuned(shape, dtype=dtype, platform=platform), dtype
+
+
+def verifier_folder(config: Config) -> str:
+    """verifier.path, "" if the decoding needs no verifier.
+
+    Raises:
+        UsageError: it needs one, and none is given.
+    """
+    if not wants_verifier(config):
+        return ""
+    if not config.verifier.path:
+        raise UsageError(
+            "verifier.path: expected a causal model for decode.policy apd (or apd.tokens_per_step), got none"
+        )
+    return config.verifier.path
+
+
+def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int) -> Footprint:
+    """Estimates what decoding takes on every device of a mesh.
+
+    Compared with what the compiler plans in CONTRIBUTING.md (Memory).
+
+    Args:
+        config: all settings.
+        shapes: the models.
+        mesh: the devices.
+        prompt_length: tokens of the longest prompt.
+    """
+    decode, dtype, platform = config.decode, shapes.dtype, shapes.platform
+    model, verifier = on_mesh(shapes.model, mesh), shapes.verifier and on_mesh(shapes.verifier, mesh)
+    multiple = length_multiple(platform)
+    padded = bucketed_prompt_length(prompt_length, decode.gen_length, multiple=multiple)
+    geometry = Geometry(padded, decode.gen_length, block_schedule(decode)[0])
+    strategy = build_cache(config, logit_shift=model.logit_shift)
+    columns, widths = strategy.columns(geometry), set(strategy.widths(geometry))
+    split = batch_multiple(mesh)
+    batch = -(-decode.batch_size // split)
+    rows, tensor = batch * (2 if decode.cfg_scale else 1), mesh.shape["tensor"]
+
+    def share(size: int) -> int:
+        return size // tensor if size % tensor == 0 else size
+
+    def key_values(config: TransformerConfig, rows: int) -> int:
+        return 2 * config.num_layers * rows * columns * share(config.stored_kv_heads) * config.head_dim * dtype.itemsize
+
+    heads = model.stored_groups * share(model.stored_kv_heads)
+    slots = geometry.gen_length if decode.stop == "eot" and not widths else strategy.slots(geometry)
+    scores = 2 * rows * heads * geometry.length**2 * 4  # and their softmax, in float32
+    activations = rows * geometry.length * (2 * model.embed_dim + 3 * share(model.mlp_dim)) * dtype.itemsize
+    logits = (3 if decode.temperature else 2) * rows * slots * share(model.vocab_size) * 4
+    weights, relaid = _weights(model, dtype, mesh)
+    cache = key_values(model, rows) * min(len(widths), 3)  # the widths of a prefix cache begin with copies of it
+    canvases = shorter_canvases(geometry, multiple=multiple) if decode.stop == "eot" and not widths else (geometry,)
+    code = CODE * model.num_layers * (len(canvases) + len(widths))
+    temporaries = scores + activations + logits + (relaid + code if platform == "tpu" else 0)
+    if verifier:
+        more, relaid = _weights(verifier, dtype, mesh)
+        weights, cache = weights + more, cache + key_values(verifier, batch)
+        temporaries += relaid if platform == "tpu" else 0
+        temporaries += 2 * batch * slots * share(verifier.vocab_size) * 4
+    return Footprint(weights, cache, temporaries)
+
+
+def _weights(config: TransformerConfig, dtype: np.dtype, mesh: Mesh) -> tuple[int, int]:
+    """Bytes of the weights on every device, and of those among them that are `RELAID`."""
+    abstract = _abstract(config, dtype)
+    leaves, shardings = layout.flatten(abstract), layout.flatten(weight_shardings(abstract, mesh))
+    bytes_of = {name: bytes_per_device(leaf, shardings[name]) for name, leaf in leaves.items()}
+    return sum(bytes_of.values()), sum(size for name, size in bytes_of.items() if name.endswith(RELAID))
+
+
+@functools.cache
+def _abstract(config: TransformerConfig, dtype: np.dtype) -> nnx.State:
+    return abstract_model(config, dtype=dtype)[1]
+
+
+def decode_mesh(
+    config: Config, *, prompt_length: int, batch_multiple: int = 0, devices: Sequence[jax.Device] = (),
+    must_fit: bool = True,
+) -> Mesh:  # fmt: skip
+    """The mesh of a configuration; an automatic `tensor` is the least with which the decode fits into memory.
+
+    What is chosen, and why, goes to stderr where there is a choice. On CPU, where devices share the memory, it is 1.
+
+    Args:
+        config: all settings.
+        prompt_length: tokens of the longest prompt, about.
+        batch_multiple: what an automatic `data` divides (default: decode.batch_size).
+        devices: to choose from; default: those here.
+        must_fit: whether nothing is chosen where nothing fits; else what comes closest.
+
+    Raises:
+        UsageError: nothing fits and must_fit, or the mesh needs more devices than there are.
+    """
+    devices = devices or jax.devices()
+    sizes = dataclasses.asdict(config.mesh) | {
+        "batch_size": batch_multiple or config.decode.batch_size, "devices": devices
+    }  # fmt: skip
+    memory, platform = device_bytes(devices), devices[0].platform
+    if config.mesh.tensor or platform == "cpu" or memory is None:
+        return make_mesh(**sizes)
+    shapes = Shapes.of(config, platform=platform)
+    fixed = max(config.mesh.data, 1) * max(config.mesh.fsdp, 1)
+    for tensor in tensor_sizes(len(devices) // fixed):
+        mesh = make_mesh(**sizes | {"tensor": tensor})
+        needed = footprint(config, shapes, mesh, prompt_length=prompt_length)
+        if needed.total <= memory:
+            break
+    kind = f"{len(devices)} x {devices[0].device_kind}, {told(memory)} each"
+    if needed.total > memory and must_fit:
+        asked = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, tensor=tensor))
+        raise UsageError(
+            f"mesh: expected a decode that fits into {kind}, got one that needs about {needed} with mesh.tensor "
+            f"{tensor}; {alternative(asked, shapes, memory, prompt_length=prompt_length)}"
+        )
+    if len(devices) > 1:
+        chosen = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+        print(f"mesh: {chosen} (of {kind}): about {needed} per device", file=sys.stderr)
+    return mesh
+
+
+def abstract_mesh(*, data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh of devices that need not exist, for `footprint`."""
+    return cast(Mesh, AbstractMesh((data, fsdp, tensor), MESH_AXES))
+
+
+def tensor_sizes(most: int) -> list[int]:
+    """The sizes to try for the axis `tensor`: powers of two up to `most`, at least 1."""
+    return [2**power for power in range(max(most, 1).bit_length())]
+
+
+def alternative(config: Config, shapes: Shapes, memory: int, *, prompt_length: int) -> str:
+    """What would fit, for people: the smallest mesh, a smaller dtype, the largest batch.
+
+    Args:
+        config: what does not fit.
+        shapes: its models.
+        memory: bytes of every device.
+        prompt_length: tokens of the longest prompt.
+    """
+
+    def fits(*, tensor: int, dtype: np.dtype = shapes.dtype, batch: int = config.decode.batch_size) -> bool:
+        mesh = abstract_mesh(data=1, fsdp=1, tensor=tensor)
+        smaller = dataclasses.replace(config, decode=dataclasses.replace(config.decode, batch_size=batch))
+        needed = footprint(smaller, shapes._replace(dtype=dtype), mesh, prompt_length=prompt_length)
+        return needed.total <= memory
+
+    found = []
+    tensors, tensor = tensor_sizes(shapes.model.num_kv_heads), config.mesh.tensor or 1
+    if size := next((size for size in tensors if fits(tensor=size)), 0):
+        found.append(f"mesh.tensor={size} on {size} of these devices")
+    half = np.dtype("bfloat16")
+    if shapes.dtype.itemsize > 2 and fits(tensor=tensor, dtype=half):
+        found.append("model.dtype=bfloat16")
+    smaller = (config.decode.batch_size >> power for power in range(1, config.decode.batch_size.bit_length()))
+    if size := next((size for size in smaller if fits(tensor=tensor, batch=size)), 0):
+        found.append(f"decode.batch_size={size}")
+    return f"by estimate {', or '.join(found) or 'no other mesh, dtype or batch'} would fit"

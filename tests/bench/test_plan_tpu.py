@@ -1,0 +1,92 @@
+"""decode.plan for TPUs that are not here: libtpu compiles LLaDA-8B, with few layers of its true width."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dllm_jax.chips import TPUS
+from dllm_jax.memory import chip, device_bytes
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)"),
+]
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+LAYER, HEAD = 218_112_000, 126464 * 4096  # parameters; the embedding is as large as the head
+LLADA = {
+    "model_type": "llada", "d_model": 4096, "n_heads": 32, "n_kv_heads": 32, "n_layers": 2, "mlp_hidden_size": 12288,
+    "vocab_size": 126464, "embedding_size": 126464, "rope_theta": 5e5, "rms_norm_eps": 1e-5, "weight_tying": False,
+    "max_sequence_length": 4096, "mask_token_id": 126336, "eos_token_id": 126081, "block_type": "llama",
+}  # fmt: skip
+
+
+def plan(folder: Path, *settings: str, layers: int, code: int) -> tuple[dict[str, Any], str]:
+    """The JSON and stderr of the command for a model folder that has nothing but config.json."""
+    (folder / "config.json").write_text(json.dumps(LLADA | {"n_layers": layers}))
+    path = folder / "plan.json"
+    flags = [
+        f"--config.{setting}"
+        for setting in (f"model.path={folder}", "decode.gen_length=256", f"output.path={path}", *settings)
+    ]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-m", "decode.plan", "--config=threshold", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return json.loads(path.read_text()), done.stderr
+
+
+def test_llada_8b_with_a_dual_cache_on_eight_v5e(tmp_path: Path) -> None:
+    results, _ = plan(tmp_path, "plan.topology=v5e:2x4", "mesh.tensor=8", "decode.cache=dual", layers=2, code=0)
+    assert (results["topology"], results["chip"], results["devices"]) == ("v5e:2x4", "v5e", 8)
+    assert results["mesh"] == {"data": 1, "fsdp": 1, "tensor": 8}
+    assert results["memory_per_device"] == 16 * GIB
+    assert results["fits"] is True
+    (program,) = results["programs"]
+    assert program["prompt_length"] == 256
+    assert program["argument_bytes"] == pytest.approx(2 * (2 * LAYER + 2 * HEAD) / 8, rel=0.01)
+    assert 0 < program["temp_bytes"] < GIB
+    assert 0 < program["code_bytes"] < GIB / 4
+    assert program["compile_seconds"] > 0
+    full, cached = program["loops"]["full"], program["loops"]["cached"]
+    for loop, columns in ((full, 512), (cached, 32)):
+        activations = (1 + 2 * 2) * 8 * columns * 4096 * 2  # of the embedding and twice per layer, in bfloat16
+        assert activations <= loop["collectives"]["all-reduce"]["bytes"] <= 1.01 * activations
+    assert cached["weight_copies"] == 0
+    assert full["bound_by"] == "matrix products"
+    assert cached["bound_by"] == "weights"
+    read = 2 * (2 * LAYER + HEAD) / 8 / 819e9 * 1e3
+    assert read < cached["floor_ms"] < 1.2 * read
+
+
+def test_what_does_not_fit_one_v5e(tmp_path: Path) -> None:
+    settings = ("plan.topology=v5e:1x1", "decode.cache=dual", "decode.batch_size=512")
+    results, err = plan(tmp_path, *settings, layers=4, code=1)
+    assert results["fits"] is False
+    assert results["programs"][0]["temp_bytes"] > 16 * GIB
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("does not fit: with prompts of 256 tokens every device needs more than there is (argument ")
+    assert "has 15.75 GiB; by estimate" in last
+    assert "decode.batch_size=" in last
+
+
+def test_every_generation_has_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dllm_jax.bench.plan import topology_devices
+
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "1")
+    shapes = {name: "2x2" if name in ("v5e", "v6e") else "2x2x1" for name in TPUS}
+    for name, shape in shapes.items():
+        devices = topology_devices(f"{name}:{shape}")
+        figures, usable = chip(devices), device_bytes(devices)
+        assert figures
+        assert figures.name == name
+        assert usable
+        assert usable <= figures.memory
+        assert figures.memory * len(devices) >= 4 * 16 * GIB
