@@ -282,6 +282,10 @@ def _override(values: ConfigDict, argv: list[str], schema: type[Any]) -> ConfigD
         raise UsageError(str(error)) from None
     if positional:
         raise UsageError(f"command line: expected only --flags, got {positional[0]!r}")
+    for name, field in known.items():
+        flag = f"config.{name}"
+        if field.metadata["filled"] and flag in parsed and parsed[flag].present and not parsed[flag].value:
+            raise UsageError(f"{name}: expected text that is not empty, got --{flag}=")
     return parsed.config
 
 

@@ -97,8 +97,11 @@ def _stored_dtype(folder: Path, config: TransformerConfig) -> np.dtype:
 
 def tuned(config: TransformerConfig, *, dtype: np.dtype, platform: str) -> TransformerConfig:
     """The configuration with the attention kernel that suits a platform ("cpu", "gpu", "tpu") and a dtype."""
-    is_for_cudnn = platform == "gpu" and dtype.itemsize == 2
-    return dataclasses.replace(config, attention_kernel="cudnn") if is_for_cudnn else config
+    if platform == "gpu" and dtype.itemsize == 2:
+        return dataclasses.replace(config, attention_kernel="cudnn")
+    if platform != "gpu" and dtype == jnp.float16:
+        return dataclasses.replace(config, attention_kernel="xla_wide")
+    return config
 
 
 def dtype_on(platform: str, name: str) -> np.dtype:
