@@ -1,5 +1,7 @@
 """The Python API: load a model, look at its logits, decode prompts."""
 
+import operator
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +26,9 @@ __all__ = ["decode", "load_model", "logits"]
 
 
 def logits(
-    model: Model, tokens_BL: Int[np.ndarray, "B L"], valid_BL: Bool[np.ndarray, "B L"] | None = None
+    model: Model,
+    tokens_BL: Int[np.ndarray, "B L"] | Sequence[Sequence[int]],
+    valid_BL: Bool[np.ndarray, "B L"] | Sequence[Sequence[bool]] | None = None,
 ) -> Float[np.ndarray, "B L V"]:
     """Raw logits of a forward pass, float32: unshifted, causal for autoregressive models.
 
@@ -32,11 +36,22 @@ def logits(
         model: from `load_model`.
         tokens_BL: token ids.
         valid_BL: False for padding, which no token attends to; positions count the valid tokens. Default: all valid.
+
+    Raises:
+        UsageError: an argument of another type or shape, an id outside the vocabulary, more valid tokens in a row than
+            the model takes, or none.
     """
-    tokens = jnp.asarray(tokens_BL, jnp.int32)
-    valid = jnp.ones(tokens.shape, bool) if valid_BL is None else jnp.asarray(valid_BL, bool)
-    if valid.shape != tokens.shape:
-        raise UsageError(f"valid_BL: expected the shape of tokens_BL {tokens.shape}, got {valid.shape}")
+    _check_type(model, "model", Model, "a model from load_model")
+    rows, config = _rows(tokens_BL, "tokens_BL"), model.config
+    _check_ids(rows, "tokens_BL", vocab_size=config.vocab_size)
+    if len({len(row) for row in rows}) > 1:
+        raise UsageError(f"tokens_BL: expected rows of one length, got {sorted({len(row) for row in rows})}")
+    tokens = np.array(rows, np.int32)
+    valid = np.ones(tokens.shape, bool) if valid_BL is None else _valid(valid_BL, tokens.shape)
+    length_B = valid.sum(axis=1)
+    if not (length_B.min() >= 1 and length_B.max() <= config.max_length):
+        wrong = length_B.max() if length_B.min() >= 1 else 0
+        raise UsageError(f"tokens_BL: expected rows of 1 to {config.max_length} valid tokens, got {wrong}")
     return np.asarray(_logits(model.graphdef, model.params, tokens, valid))
 
 
@@ -56,7 +71,7 @@ def _logits(
 
 def decode(
     model: Model,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]] | Int[np.ndarray, "B L"],
     config: Config | ConfigDict,
     verifier: Model | None = None,
     filter_params: Mapping[str, Any] | None = None,
@@ -65,7 +80,7 @@ def decode(
 
     Args:
         model: a diffusion model from `load_model`.
-        prompts: token ids of every prompt.
+        prompts: token ids of every prompt: sequences of any lengths, or the rows of an integer array.
         config: settings, of which `decode` and what belongs to the policy are used.
         verifier: a causal model over the same tokens from `load_model`, for the policy `apd`.
         filter_params: the arrays of a filter, linear1.weight [width, block_length], linear1.bias [width] and so on, for
@@ -75,18 +90,89 @@ def decode(
         Tokens and counts per prompt, in the order given.
 
     Raises:
-        UsageError: a wrong setting or prompt; the prompt's index is named.
+        UsageError: a wrong setting, or an argument of another type, named with the index of the prompt.
     """
+    _check_type(model, "model", Model, "a model from load_model")
+    _check_type(config, "config", Config | ConfigDict, "a Config or ConfigDict")
+    _check_type(verifier, "verifier", Model | None, "a model from load_model")
+    _check_type(filter_params, "filter_params", Mapping | None, "arrays by name")
+    rows = _rows(prompts, "prompts")
     config = from_config_dict(config) if isinstance(config, ConfigDict) else config
     filter_ = filters.open_filter(config) if filter_params is None else filters.from_arrays(filter_params)
     decoder = Decoder(model, config, verifier=verifier, filter_=filter_)
     if decoder.verifier:
         check_shared(model, decoder.verifier, model_tokens=None, verifier_tokens=None)
-    if not len(prompts):
-        raise UsageError("prompts: expected at least one, got none")
-    for index, prompt in enumerate(prompts):
+    _check_ids(rows, "prompts", vocab_size=model.config.vocab_size)
+    for index, row in enumerate(rows):
         try:
-            decoder.check(prompt)
+            decoder.check(row)
         except UsageError as error:
             raise UsageError(f"prompts[{index}]: {error}") from None
-    return decode_all(decoder, prompts)
+    return decode_all(decoder, rows)
+
+
+def _check_type(value: Any, name: str, kind: Any, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise UsageError(f"{name}: expected {expected}, got {_shown(value)}")
+
+
+def _rows(value: Any, name: str) -> list[list[int]]:
+    """Rows of token ids, from sequences of integers or an integer array with two axes.
+
+    Raises:
+        UsageError: it is anything else, or empty.
+    """
+    rows = [_row(row, f"{name}[{index}]") for index, row in enumerate(_items(value, name, "rows of token ids"))]
+    if not rows:
+        raise UsageError(f"{name}: expected at least one row of token ids, got none")
+    return rows
+
+
+def _row(value: Any, name: str) -> list[int]:
+    row = []
+    for index, token in enumerate(_items(value, name, "token ids")):
+        try:
+            if isinstance(token, bool | np.bool_):
+                raise TypeError
+            row.append(operator.index(token))
+        except TypeError:
+            raise UsageError(f"{name}[{index}]: expected an integer, got {_shown(token)}") from None
+    if not row:
+        raise UsageError(f"{name}: expected at least one token id, got none")
+    return row
+
+
+def _items(value: Any, name: str, expected: str) -> Sequence[Any]:
+    """The items of a sequence, or of an array's first axis as Python values."""
+    if isinstance(value, np.ndarray | jax.Array) and value.ndim:
+        return np.asarray(value).tolist()
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
+        raise UsageError(f"{name}: expected {expected}, got {_shown(value)}")
+    return value
+
+
+def _check_ids(rows: Sequence[Sequence[int]], name: str, *, vocab_size: int) -> None:
+    """Refuses ids outside the vocabulary."""
+    for index, row in enumerate(rows):
+        for place, token in enumerate(row):
+            if not 0 <= token < vocab_size:
+                raise UsageError(f"{name}[{index}][{place}]: expected an id from 0 to {vocab_size - 1}, got {token}")
+
+
+def _valid(value: Any, shape: tuple[int, ...]) -> Bool[np.ndarray, "B L"]:
+    """The mask, if it consists of booleans, or of zeros and ones as a tokenizer's attention_mask does."""
+    try:
+        valid = np.asarray(value)
+    except ValueError:  # ragged
+        raise UsageError(f"valid_BL: expected the shape of tokens_BL {shape}, got {_shown(value)}") from None
+    if valid.shape != shape:
+        raise UsageError(f"valid_BL: expected the shape of tokens_BL {shape}, got {valid.shape}")
+    if valid.dtype.kind not in "biu" or not np.isin(valid, (0, 1)).all():
+        raise UsageError(f"valid_BL: expected booleans, got {_shown(value)}")
+    return valid.astype(bool)
+
+
+def _shown(value: Any) -> str:
+    """A value in an error message, with its type."""
+    shown = reprlib.repr(value)
+    return f"{' '.join(shown.split())} ({type(value).__name__})"

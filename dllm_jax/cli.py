@@ -9,6 +9,7 @@ files), told in one line with the path; 2 for bad usage, configuration or input,
 after Ctrl-C. Whatever else goes wrong is a mistake of ours and keeps its traceback.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -18,7 +19,6 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
@@ -76,7 +76,9 @@ def leave(code: int) -> NoReturn:
     After a failure at once: a normal exit waits for the running computation, or crashes under its threads.
     """
     if code:
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
         os._exit(code)
     sys.exit(0)
 
@@ -129,7 +131,8 @@ def guarded(body: Callable[[], int | None]) -> int:
 
 def _drop_output() -> None:
     """Lets the interpreter's last flush of what cannot be written succeed."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):  # not every stream is a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def require(*packages: str, extra: str) -> None:
@@ -229,7 +232,7 @@ def config_module(name: str) -> ModuleType:
     return module
 
 
-@contextmanager
+@contextlib.contextmanager
 def _told_in_one_line(name: str, file: str | None) -> Iterator[None]:
     """Makes a failure of a configuration file a `UsageError` that names the line of the file."""
     try:
@@ -279,6 +282,10 @@ def _override(values: ConfigDict, argv: list[str], schema: type[Any]) -> ConfigD
         raise UsageError(str(error)) from None
     if positional:
         raise UsageError(f"command line: expected only --flags, got {positional[0]!r}")
+    for name, field in known.items():
+        flag = f"config.{name}"
+        if field.metadata["filled"] and flag in parsed and parsed[flag].present and not parsed[flag].value:
+            raise UsageError(f"{name}: expected text that is not empty, got --{flag}=")
     return parsed.config
 
 

@@ -156,7 +156,7 @@ def validate(config: Config) -> None:
 
 
 def check_values(config: Any) -> None:
-    """Checks every setting of a command on its own: one of its choices, a finite number.
+    """Checks every setting of a command on its own: one of its choices, a finite number, text, a seed that fits.
 
     Raises:
         UsageError: naming the field.
@@ -169,6 +169,19 @@ def check_values(config: Any) -> None:
                 raise UsageError(f"{section.name}.{field.name}: expected one of {', '.join(choices)}, got {value!r}")
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{section.name}.{field.name}: expected a finite number, got {value}")
+            if isinstance(value, str) and not is_text(value):  # a byte of the command line that is no UTF-8
+                raise UsageError(f"{section.name}.{field.name}: expected UTF-8 text, got {value!r}")
+            if field.name == "seed" and not 0 <= value < 2**32:  # further bits would be dropped
+                raise UsageError(f"{section.name}.seed: expected 0 to {2**32 - 1}, got {value}")
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8; half of a surrogate pair cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _validate_decode(decode: DecodeSettings) -> None:

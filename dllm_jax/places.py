@@ -24,13 +24,13 @@ def file_obstacle(path: Path) -> str:
     """
     if not path.parent.is_dir():
         return f"no folder {path.parent}"
+    if obstacle := _name_obstacle(path):
+        return obstacle
     if path.is_dir():
         return f"{path.name} is a folder"
     if path.exists() and not path.is_file():
         return f"{path.name} is a device or pipe"
-    if path.exists() and not os.access(path, os.W_OK):
-        return f"no permission to write {path.name}"
-    return _name_obstacle(path)
+    return f"no permission to write {path.name}" if path.exists() and not os.access(path, os.W_OK) else ""
 
 
 def folder_obstacle(path: Path) -> str:
@@ -39,9 +39,9 @@ def folder_obstacle(path: Path) -> str:
     Args:
         path: resolved.
     """
-    if path.exists() and not path.is_dir():
-        return f"{path.name} is a file"
-    return _name_obstacle(path)
+    if obstacle := _name_obstacle(path):
+        return obstacle
+    return f"{path.name} is a file" if path.exists() and not path.is_dir() else ""
 
 
 def _name_obstacle(path: Path) -> str:
@@ -93,7 +93,8 @@ def only_writer(path: Path, *, field: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise UsageError(f"{field}: expected no other job that writes {path}, got one that is running") from None
+        got = "one that is running" if file.exists() else f"a folder where {file.name} cannot be made"
+        raise UsageError(f"{field}: expected no other job that writes {path}, got {got}") from None
     try:
         yield
     finally:

@@ -13,9 +13,17 @@ STOPS = ("none", "eot")
 T = TypeVar("T")
 
 
-def setting(default: T, help_text: str, *, choices: tuple[str, ...] = ()) -> T:
-    """A dataclass field with its line of --help and, for a string, the values it may take."""
-    metadata = {"help": help_text, "choices": choices}
+def setting(default: T, help_text: str, *, choices: tuple[str, ...] = (), filled: bool = False) -> T:
+    """A dataclass field for a setting.
+
+    Args:
+        default: its value if none is given.
+        help_text: its line of --help.
+        choices: for a string, the values it may take.
+        filled: given on the command line it must not be empty: that is a script's unset variable, not a wish for the
+            default.
+    """
+    metadata = {"help": help_text, "choices": choices, "filled": filled}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -45,14 +53,21 @@ class TokenizerSettings:
     chat_template: str = setting(
         "auto", "wrap prompts as a chat (auto: if the tokenizer has a template)", choices=("auto", "on", "off")
     )
+    special_text: str = setting(
+        "text", "what the text of a special token, such as <|eot_id|>, is inside a prompt: text, or (allow) the token",
+        choices=("text", "allow"),
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class InputSettings:
     """What is decoded."""
 
-    path: str = setting("", "JSONL file of prompts: id + prompt, messages or prompt_ids (default: built-in examples)")
-    prompt: str = setting("", "one prompt, instead of input.path")
+    path: str = setting(
+        "", "JSONL file of prompts: id + prompt, messages or prompt_ids (default: built-in examples); also .gz, and "
+        "lines of ShareGPT, alpaca, GSM8K, MATH, HumanEval, MBPP and lm-eval logs", filled=True,
+    )  # fmt: skip
+    prompt: str = setting("", "one prompt, instead of input.path", filled=True)
     on_error: str = setting("fail", "what a bad input line does: stop, or be left out", choices=("fail", "skip"))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from configs.ablations import dico
 from decode import sweep
+from dllm_jax import jobs
 from dllm_jax.config import Config
 from dllm_jax.data import tasks
 
@@ -21,7 +22,9 @@ def get_config(name):
 """
 
 
-def test_variants_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_variants_side_by_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, folder, given = tmp_path / "variants.py", tmp_path / "results", tmp_path / "tasks.jsonl"
     file.write_text(VARIANTS)
     samples = [sample for sample in tasks.read(tasks.HELD_OUT_SMALL) if sample["task"] == "copy"][:2]
@@ -38,6 +41,22 @@ def test_variants_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert cells[0] == metrics["accuracy"]
         assert cells[2] == pytest.approx(sum(cells[3:]), abs=0.2) == pytest.approx(metrics["nfe_mean"], abs=0.2)
     assert metrics["config"]["dico"]["weighting"] == "none"
+
+    loaded, load = [], jobs.load_model
+    monkeypatch.setattr(jobs, "load_model", lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs))
+    (folder / "no_guidance.jsonl").unlink()  # as if it had been cut off in its second variant
+    (folder / "no_guidance.jsonl.metrics.json").unlink()
+    for finished, loads in ((1, 1), (2, 0)):
+        loaded.clear()
+        capsys.readouterr()
+        assert sweep.main(["sweep", *flags]) == 0
+        out, err = capsys.readouterr()
+        assert (err.count("finished already: "), len(loaded)) == (finished, loads)
+        assert out.endswith("\n".join(lines) + "\n")
+    assert sweep.main(["sweep", *flags, "--config.decode.seed=1"]) == 2
+    assert (
+        "error: output.path: expected dico.jsonl to be what this job writes, got decode.seed" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 import time
 import uuid
@@ -24,6 +25,7 @@ GENERATION = "generation_config.json"
 COMPANIONS = (*TOKENIZER, GENERATION, "*.py")
 SIZES = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "vocab_size", "max_length")
 ENDS, PAD = ("eos_token_id", "eot_token_id"), "pad_token_id"  # fields of both files
+MOST, MOST_POSITIONS = 2**20, 2**31 - 1  # of a size, so that no product of them overflows
 NAMES_IN_ERRORS = 8
 PARTIAL, SUFFIX_LENGTH = "partial", 8  # TARGET.partial-1234abcd becomes TARGET when it is complete
 REMOVALS, REMOVAL_SECONDS = 50, 0.1
@@ -43,10 +45,10 @@ def read_json(path: Path) -> dict[str, Any]:
         UsageError: the file cannot be read or holds something else.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: expected a readable file, got {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(fields, dict):
         raise UsageError(f"{path}: expected a JSON object, got {type(fields).__name__}")
@@ -68,12 +70,18 @@ def read_config(folder: Path) -> TransformerConfig:
         config = registry.parse_config(fields)
     except UsageError as error:
         raise UsageError(f"{folder}: {error}") from error
-    except (TypeError, ValueError, ArithmeticError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise UsageError(f"{path}: expected numbers that describe a model, got {error}") from error
     for name in SIZES:
-        size = getattr(config, name)
-        if type(size) is not int or size < 1:
-            raise UsageError(f"{path}: expected a positive whole number for {name}, got {size!r}")
+        size, most = getattr(config, name), MOST_POSITIONS if name == "max_length" else MOST
+        if type(size) is not int or not 1 <= size <= most:
+            raise UsageError(f"{path}: expected a positive whole number up to {most} for {name}, got {size!r}")
+    if config.head_dim % 2:
+        raise UsageError(f"{path}: expected an even head_dim (rotary pairs), got {config.head_dim}")
+    if not 0 <= config.norm_eps < math.inf:
+        raise UsageError(f"{path}: expected a number of at least 0 for rms_norm_eps, got {config.norm_eps}")
+    if config.tied_embeddings not in (None, True, False):
+        raise UsageError(f"{path}: expected true or false for tied embeddings, got {config.tied_embeddings!r}")
     known, more = (_special_ids(file, config.vocab_size) for file in ((path, fields), (generation_path, generation)))
     if config.eos_id == config.mask_id:
         raise UsageError(f"{path}: expected another eos_token_id than the mask_token_id, got {config.eos_id} for both")

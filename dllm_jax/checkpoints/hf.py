@@ -4,7 +4,9 @@ Headers are read first, so mistakes in a checkpoint are reported before its giga
 after the other is assembled from memory-mapped tensors and sent to its devices.
 """
 
+import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from dllm_jax.checkpoints import files, layout
+from dllm_jax.checkpoints import files, foreign, layout
 from dllm_jax.errors import UsageError
 from dllm_jax.models import registry
 from dllm_jax.models.model import Model, abstract_model
@@ -26,6 +28,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # what Hugging Face tools write
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")  # saved by some, needed by none
+COMPARED_ROWS = 4096  # of head and embedding at once
 
 Track = Callable[[Iterable[Any]], Iterable[Any]]  # wraps an iterable, to show progress
 
@@ -70,11 +73,13 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
     Raises:
         UsageError: no weights, a missing or broken file, or an index that disagrees with its files.
     """
+    index = folder / INDEX
+    if (folder / SINGLE).exists() and index.exists():
+        raise UsageError(f"{folder}: expected {SINGLE} or {INDEX}, got both: remove the one that is not this model's")
     if (folder / SINGLE).exists():
         return read_header(folder / SINGLE)
-    index = folder / INDEX
     if not index.exists():
-        raise UsageError(f"{folder}: expected {SINGLE} or {INDEX}, got neither")
+        raise foreign.absent(folder, SINGLE, INDEX)
     weight_map = files.read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise UsageError(f"{index}: expected a weight_map from tensors to files, got {type(weight_map).__name__}")
@@ -90,48 +95,68 @@ def read_headers(folder: Path) -> dict[str, Tensor]:
     return unlisted | {name: headers[shard][name] for name, shard in weight_map.items()}
 
 
-def read_tensors(folder: Path, config: TransformerConfig) -> dict[str, list[Tensor]]:
-    """Our parameter path -> its tensors, all present and of the right shape; no weights are read.
+def read_tensors(folder: Path, config: TransformerConfig) -> tuple[TransformerConfig, dict[str, list[Tensor]]]:
+    """Matches the headers of a folder with its config.json; no weights are read, no model is built.
+
+    Args:
+        folder: with safetensors.
+        config: what its config.json says.
+
+    Returns:
+        The configuration, in which it is now settled whether the head is the embedding, and our parameter path -> its
+        tensors, all present and of the right shape. A tied model may store its head too: it is in "head".
 
     Raises:
         UsageError: the folder does not hold exactly the tensors its config.json describes, or in dtypes we do not know.
     """
     found = {name: tensor for name, tensor in read_headers(folder).items() if not name.endswith(BUFFERS)}
-    names = registry.tensor_names(config)
-    params = layout.flatten(abstract_model(config, dtype=np.dtype(np.float32))[1])
-    expected = {
-        name: shape
-        for path, tensors in names.items()
-        for name, shape in zip(tensors, layout.tensor_shapes(path, params[path].shape), strict=True)
+    foreign.refuse_tensors(folder, {name: tensor.dtype for name, tensor in found.items()}, known=DTYPES)
+    head = registry.head_name(config)
+    config = layout.settled(config, has_head=head in found)
+    layers = registry.count_layers(config, found)
+    if layers != config.num_layers:
+        told = f"those of {layers}" if layers else f"none of that name, but {files.abbreviate(list(found))}"
+        raise UsageError(f"{folder}: expected the tensors of {config.num_layers} layers (config.json), got {told}")
+    expected = _expected(config)
+    shapes = {name: shape for tensors in expected.values() for name, shape in tensors.items()}
+    if config.tied_embeddings and head in found:
+        expected["head"] = {head: shapes[registry.tensor_names(config)["embedding"][0]]}
+        shapes |= expected["head"]
+    layout.check_shapes(folder, shapes, {name: tensor.shape for name, tensor in found.items()})
+    return config, {path: [found[name] for name in tensors] for path, tensors in expected.items()}
+
+
+def _expected(config: TransformerConfig) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Our parameter path -> the names and shapes of its tensors."""
+    one = dataclasses.replace(config, num_layers=1)  # all layers are alike
+    params = layout.flatten(abstract_model(one, dtype=np.dtype(np.float32))[1])
+    shapes = {path: layout.tensor_shapes(path, param.shape) for path, param in params.items()}
+    return {
+        path: dict(zip(names, shapes[re.sub(r"^layers\.\d+", "layers.0", path)], strict=True))
+        for path, names in registry.tensor_names(config).items()
     }
-    layout.check_shapes(folder, expected, {name: tensor.shape for name, tensor in found.items()})
-    odd = [f"{name} ({tensor.dtype})" for name, tensor in found.items() if tensor.dtype not in DTYPES]
-    if odd:
-        raise UsageError(f"{folder}: expected tensors in {', '.join(DTYPES)}, got {files.abbreviate(odd)}")
-    return {path: [found[name] for name in tensors] for path, tensors in names.items()}
 
 
-def stored_dtype(folder: Path, config: TransformerConfig) -> np.dtype:
-    """The dtype that holds every tensor of a folder exactly: theirs, unless they differ."""
-    tensors = read_tensors(folder, config)
+def stored_dtype(tensors: Mapping[str, list[Tensor]]) -> np.dtype:
+    """The dtype that holds every tensor exactly: theirs, unless they differ."""
     return jnp.result_type(*{DTYPES[tensor.dtype] for group in tensors.values() for tensor in group})
 
 
 def read_params(
-    folder: Path, config: TransformerConfig, *, wanted: Mapping[str, jax.ShapeDtypeStruct], track: Track = iter
+    tensors: Mapping[str, list[Tensor]], *, wanted: Mapping[str, jax.ShapeDtypeStruct], track: Track = iter
 ) -> dict[str, jax.Array]:
     """Reads a model's parameters, one at a time, into the shapes, dtypes and shardings wanted.
 
     Args:
-        folder: with config.json and safetensors.
-        config: what its config.json says.
+        tensors: from `read_tensors`.
         wanted: by parameter path; every value has a sharding.
         track: wraps the paths that are looped over, to show progress.
 
     Raises:
-        UsageError: see `read_tensors`.
+        UsageError: the head that a tied model stores is not its embedding.
     """
-    tensors = read_tensors(folder, config)
+    if "head" in tensors and "head" not in wanted:
+        _check_tied(head=tensors["head"][0], embedding=tensors["embedding"][0])
     params: dict[str, jax.Array] = {}
     for path in track(list(wanted)):
         mapped = [tensor.map() for tensor in tensors[path]]
@@ -139,6 +164,18 @@ def read_params(
         params[path] = jax.make_array_from_callback(array.shape, wanted[path].sharding, array.__getitem__)
         params[path].block_until_ready()  # or slow transfers would pile up in host memory
     return params
+
+
+def _check_tied(*, head: Tensor, embedding: Tensor) -> None:
+    """Refuses a head that is not the embedding to which config.json ties it."""
+    one, other = head.map(), embedding.map()
+    for start in range(0, len(one), COMPARED_ROWS):
+        rows = slice(start, start + COMPARED_ROWS)
+        if not np.array_equal(one[rows].astype(np.float64), other[rows].astype(np.float64), equal_nan=True):
+            raise UsageError(
+                f"{head.file}: expected a head equal to the embedding, since config.json ties them, got another one "
+                "(if it is right, set weight_tying, in Qwen tie_word_embeddings, to false)"
+            )
 
 
 def export_hf(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, track: Track = iter) -> None:

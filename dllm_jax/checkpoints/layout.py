@@ -3,6 +3,7 @@
 torch stores a Linear as [out, in]; ours are [in, out], with q, k, v and gate, up side by side (`models/layers.py`).
 """
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from flax import nnx
 
 from dllm_jax.checkpoints.files import abbreviate
 from dllm_jax.errors import UsageError
+from dllm_jax.models.transformer import TransformerConfig
 
 COPIED_ROWS = 64  # rows of a tensor transposed together: few enough for the processor's cache, twice as fast as all
 
@@ -93,6 +95,11 @@ def check_shapes(folder: Path, expected: dict[str, tuple[int, ...]], found: dict
     told = [f"{len(names)} {problem}: {abbreviate(names)}" for problem, names in problems.items() if names]
     if told:
         raise UsageError(f"{folder}: expected the tensors that config.json describes, got {'; '.join(told)}")
+
+
+def settled(config: TransformerConfig, *, has_head: bool) -> TransformerConfig:
+    """The configuration, with the head tied to the embedding if config.json does not say and none is stored."""
+    return dataclasses.replace(config, tied_embeddings=not has_head) if config.tied_embeddings is None else config
 
 
 def flatten(state: nnx.State) -> dict[str, Any]:

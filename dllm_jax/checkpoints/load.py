@@ -1,6 +1,7 @@
 """Loads a model: a Hugging Face folder, a converted folder, or a bundled checkpoint, straight onto a mesh."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dllm_jax.checkpoints import files, hf, layout, store
+from dllm_jax.checkpoints import files, foreign, hf, layout, store
 from dllm_jax.checkpoints.manifest import NAME as MANIFEST
 from dllm_jax.checkpoints.manifest import verify_folder
 from dllm_jax.errors import UsageError
@@ -26,17 +27,20 @@ def resolve(path: str | Path, *, field: str = "model.path") -> Path:
     """The folder of a checkpoint given as a folder or as the name of a bundled one; an existing folder wins.
 
     Args:
-        path: what the user gave.
+        path: what the user gave; may be a folder of Hugging Face's cache, of which the result is the snapshot.
         field: the setting it came from, for the error.
 
     Raises:
-        UsageError: neither.
+        UsageError: neither, or a folder with stand-ins for files (git-lfs, broken links).
     """
     if str(path) and Path(path).is_dir():
-        return Path(path)
+        folder = foreign.snapshot(Path(path), field=field)
+        foreign.refuse_stand_ins(folder, field=field)
+        return folder
     bundled = sorted(config.parent.name for config in ASSETS.glob("*/config.json"))
     if str(path) not in bundled:
-        raise UsageError(f"{field}: expected a folder or one of {', '.join(bundled)}, got {str(path)!r}")
+        hint = foreign.hint(str(path))
+        raise UsageError(f"{field}: expected a folder or one of {', '.join(bundled)}, got {str(path)!r}{hint}")
     return ASSETS / path
 
 
@@ -66,11 +70,19 @@ def load_model(
     converted = (folder / PARAMS).exists() or (folder / MANIFEST).exists()
     if converted:
         verify_folder(folder, checksums=verify)
+    foreign.refuse_adapter(folder)
+    if not (folder / "config.json").is_file():
+        raise foreign.absent(folder, "config.json")
     config = files.read_config(folder)
+    if converted:
+        stored = store.stored_params(folder / PARAMS)
+        config = layout.settled(config, has_head="head" in stored)
+    else:
+        config, tensors = hf.read_tensors(folder, config)
     mesh = make_mesh(data=1) if mesh is None else mesh
     platform = mesh.devices.flat[0].platform
     if dtype == "keep":
-        kind = _stored_dtype(folder, config) if converted else hf.stored_dtype(folder, config)
+        kind = _stored_dtype(stored) if converted else hf.stored_dtype(tensors)
     else:
         kind = dtype_on(platform, dtype)
     config = tuned(config, dtype=kind, platform=platform)
@@ -79,11 +91,10 @@ def load_model(
     check_fits(bytes_per_device(abstract, shardings), mesh, field=field, got=str(path))
     wanted = layout.flatten(jax.tree.map(_placed, abstract, shardings))
     if converted:
-        stored = store.stored_params(folder / PARAMS)
         layout.check_shapes(folder, *({name: leaf.shape for name, leaf in tree.items()} for tree in (wanted, stored)))
         params = store.restore_params(folder / PARAMS, wanted)
     else:
-        params = hf.read_params(folder, config, wanted=wanted, track=track)
+        params = hf.read_params(tensors, wanted=wanted, track=track)
     return Model(config, graphdef, layout.unflatten(abstract, params), mesh, str(folder))
 
 
@@ -91,14 +102,17 @@ def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _stored_dtype(folder: Path, config: TransformerConfig) -> np.dtype:
-    return jnp.result_type(*{leaf.dtype for leaf in store.stored_params(folder / PARAMS).values()})
+def _stored_dtype(stored: Mapping[str, jax.ShapeDtypeStruct]) -> np.dtype:
+    return jnp.result_type(*{leaf.dtype for leaf in stored.values()})
 
 
 def tuned(config: TransformerConfig, *, dtype: np.dtype, platform: str) -> TransformerConfig:
     """The configuration with the attention kernel that suits a platform ("cpu", "gpu", "tpu") and a dtype."""
-    is_for_cudnn = platform == "gpu" and dtype.itemsize == 2
-    return dataclasses.replace(config, attention_kernel="cudnn") if is_for_cudnn else config
+    if platform == "gpu" and dtype.itemsize == 2:
+        return dataclasses.replace(config, attention_kernel="cudnn")
+    if platform != "gpu" and dtype == jnp.float16:
+        return dataclasses.replace(config, attention_kernel="xla_wide")
+    return config
 
 
 def dtype_on(platform: str, name: str) -> np.dtype:

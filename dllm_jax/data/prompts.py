@@ -2,17 +2,21 @@
 
 import contextlib
 import dataclasses
+import gzip
 import json
+import math
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dllm_jax.data import formats
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import InputSettings
 
 BUILT_IN = Path(__file__).parents[1] / "assets" / "prompts.jsonl"
-_KINDS = ("prompt", "messages", "prompt_ids")
+_GZIP = b"\x1f\x8b"  # how such a file begins
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,10 +27,10 @@ class Prompt:
     line: int  # 1-based line of the file
     id: Any  # any JSON value; the index if the line has none
     text: str | None = None
-    messages: tuple[dict[str, str], ...] | None = None  # each with role and content
+    messages: tuple[dict[str, str], ...] | None = None  # each with role and content; a last one of assistant goes on
     prompt_ids: tuple[int, ...] | None = None  # tokens, used as they are
-    task: str | None = None
-    answer: str | None = None
+    task: Any = None  # as the line has it: only who scores or learns looks at these two
+    answer: Any = None
 
 
 Check = Callable[[Prompt], object]
@@ -89,16 +93,14 @@ def read(
         UsageError: the file cannot be read or is empty, or `bad` fails at a line.
     """
     if settings.prompt:
-        return [Prompt(index=0, line=1, id=0, text=settings.prompt)]
-    try:
-        lines = Path(settings.path or BUILT_IN).read_bytes().split(b"\n")
-    except OSError as error:
-        raise UsageError(f"{field}: expected a readable file, got {settings.path!r} ({error.strerror})") from None
+        return [Prompt(index=0, line=1, id=0, text=formats.checked_text(settings.prompt, "input.prompt"))]
     prompts = []
+    lines = _content(Path(settings.path or BUILT_IN), field=field).split(b"\n")
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     for index, (number, line) in enumerate(filled):
         with bad.line(number):
-            prompt = _prompt(_record(line), index=index, line=number)
+            given: dict[str, Any] = {"id": index} | formats.fields(_record(line))
+            prompt = Prompt(index=index, line=number, **given)
             if check:
                 check(prompt)
             prompts.append(prompt)
@@ -109,11 +111,24 @@ def read(
     return prompts
 
 
+def _content(path: Path, *, field: str) -> bytes:
+    """The bytes of a file, unpacked if they are gzipped."""
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if content.startswith(_GZIP) else content
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UsageError(f"{field}: expected a whole gzip file, got {str(path)!r} ({error})") from None
+    except OSError as error:
+        raise UsageError(f"{field}: expected a readable file, got {str(path)!r} ({error.strerror})") from None
+
+
 def _record(line: bytes) -> dict[str, Any]:
     """The JSON object of a line."""
     try:
         text = line.decode("utf-8-sig")
-        record = json.loads(text, parse_constant=_refuse_constant)
+        record = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer
+        )
         json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but no text
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise UsageError(f"expected UTF-8 text, got {error.reason}") from None
@@ -122,62 +137,29 @@ def _record(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"expected a JSON object, got invalid JSON ({error})") from None
     if not isinstance(record, dict):
-        raise UsageError(f"expected a JSON object, got {_shorten(record)}")
+        raise UsageError(f"expected a JSON object, got {formats.shorten(record)}")
     return record
-
-
-def _prompt(record: dict[str, Any], *, index: int, line: int) -> Prompt:
-    """A prompt from the fields of a line, checked."""
-    if "question" in record and not any(kind in record for kind in _KINDS):
-        record = record | {"prompt": record["question"]}  # as in GSM8K's files
-    given = [kind for kind in _KINDS if kind in record]
-    if len(given) != 1:
-        raise UsageError(f"expected exactly one of {', '.join(_KINDS)}, got {' and '.join(given) or 'none'}")
-    value = record[given[0]]
-    checked: dict[str, Any] = {}
-    if given == ["prompt"]:
-        checked["text"] = _text(value)
-    elif given == ["messages"]:
-        checked["messages"] = _messages(value)
-    else:
-        checked["prompt_ids"] = _ids(value)
-    for name in ("task", "answer"):
-        checked[name] = record.get(name)
-        if not isinstance(checked[name], str | None):
-            raise UsageError(f"{name}: expected a string, got {_shorten(checked[name])}")
-    return Prompt(index=index, line=line, id=record.get("id", index), **checked)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise UsageError(f"prompt: expected a string that is not empty, got {_shorten(value)}")
-    return value
-
-
-def _messages(value: Any) -> tuple[dict[str, str], ...]:
-    if not isinstance(value, list) or not value:
-        raise UsageError(f"messages: expected a list that is not empty, got {_shorten(value)}")
-    for message in value:
-        fields = [message.get(name) for name in ("role", "content")] if isinstance(message, dict) else [None]
-        if not all(isinstance(field, str) for field in fields):
-            raise UsageError(f"messages: expected objects with strings role and content, got {_shorten(message)}")
-    return tuple(value)
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not value:
-        raise UsageError(f"prompt_ids: expected a list that is not empty, got {_shorten(value)}")
-    for token in value:
-        if type(token) is not int or token < 0:  # a bool is an int too
-            raise UsageError(f"prompt_ids: expected integers from 0, got {_shorten(token)}")
-    return tuple(value)
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON value")
 
 
-def _shorten(value: Any) -> str:
-    """A value in an error message."""
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} comes twice in an object")
+    return record
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{digits[:20]} is no finite number")
+    return value
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > sys.get_int_max_str_digits() > 0:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)

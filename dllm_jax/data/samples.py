@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from dllm_jax.data import prompts, tasks
+from dllm_jax.data import formats, prompts, tasks
 from dllm_jax.data.packing import Example
 from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.decoding.text import TextCodec
@@ -40,6 +40,9 @@ def read(path: str | Path, bad: BadLines, *, field: str, answers: bool) -> list[
     """
 
     def check(prompt: Prompt) -> None:
+        for name in ("task", "answer"):
+            if not isinstance(value := getattr(prompt, name), str | None):
+                raise UsageError(f"{name}: expected a string, got {formats.shorten(value)}")
         if answers and not _split(prompt).answer:
             raise UsageError(f"answer: expected a string that is not empty, got {_split(prompt).answer!r}")
         if _split(prompt).messages == ():

@@ -1,6 +1,7 @@
 """Text to tokens and back, on the host only. Tokenizers are read from local folders; their code is never run."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2TokenizerFast
 
 from dllm_jax.data.prompts import Prompt
+from dllm_jax.decoding.special_text import SpecialText
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import TokenizerSettings
 
@@ -20,10 +22,12 @@ class TextCodec:
     Attributes:
         tokenizer: of the model.
         chat_template: tokenizer.chat_template: auto, on or off.
+        special_text: tokenizer.special_text: text or allow.
     """
 
     tokenizer: PreTrainedTokenizerBase
     chat_template: str
+    special_text: str
 
     @property
     def vocab_size(self) -> int:
@@ -40,14 +44,24 @@ class TextCodec:
             return list(prompt.prompt_ids)
         template = self.tokenizer.chat_template is not None and self.chat_template != "off"
         if prompt.messages is not None and not template:
-            raise UsageError("messages: expected a tokenizer with a chat template and tokenizer.chat_template not off")
-        messages = prompt.messages or [{"role": "user", "content": prompt.text}]
-        text = self._render(messages) if template else prompt.text
-        return self.tokenizer.encode(text, add_special_tokens=False)
+            raise UsageError(
+                "messages: expected a tokenizer with a chat template, for a chat or a system message, and "
+                "tokenizer.chat_template not off"
+            )
+        text = prompt.text or ""
+        if not template:
+            return self.encode_answer(text)
+        messages = prompt.messages or [{"role": "user", "content": text}]
+        if self.special_text == "allow":
+            return self.tokenizer.encode(self._render(messages), add_special_tokens=False)
+        hide = self._special.hide
+        return self._special.encode(self._render([m | {"content": hide(m["content"])} for m in messages]))
 
     def encode_answer(self, answer: str) -> list[int]:
-        """Tokens of the text that answers an encoded prompt, without the token that ends it."""
-        return self.tokenizer.encode(answer, add_special_tokens=False)
+        """Tokens of a text by itself, such as one that answers an encoded prompt, without a token that ends it."""
+        if self.special_text == "allow":
+            return self.tokenizer.encode(answer, add_special_tokens=False)
+        return self._special.encode(self._special.hide(answer))
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of tokens, special tokens left out."""
@@ -57,13 +71,23 @@ class TextCodec:
         """The text of every token by itself, special tokens included."""
         return [self.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in tokens]
 
-    def _render(self, messages: Sequence[Mapping[str, str | None]]) -> str:
+    @functools.cached_property
+    def _special(self) -> SpecialText:
+        return SpecialText(self.tokenizer)
+
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """The chat as text, up to where the answer begins; a last message of the assistant goes on."""
+        goes_on = messages[-1]["role"] == "assistant"
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, return_dict=False
+            text = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=not goes_on, continue_final_message=goes_on
             )
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, ValueError) as error:  # the latter: the last message is not in the chat
             raise UsageError(f"messages: expected what the chat template can render, got: {error}") from None
+        for message in messages:
+            if message["role"] == "system" and message["content"].strip() not in text:
+                raise UsageError("messages: expected a chat template with system messages, got one that drops them")
+        return text
 
 
 def load(folder: Path, settings: TokenizerSettings) -> TextCodec | None:
@@ -91,7 +115,7 @@ def load(folder: Path, settings: TokenizerSettings) -> TextCodec | None:
         raise UsageError(f"tokenizer.path: expected a readable tokenizer in {folder}, got: {error}") from None
     if settings.chat_template == "on" and tokenizer.chat_template is None:
         raise UsageError(f"tokenizer.chat_template: expected a chat template in {folder} for 'on', got none")
-    return TextCodec(tokenizer, settings.chat_template)
+    return TextCodec(tokenizer, settings.chat_template, settings.special_text)
 
 
 def check_vocabulary(codec: TextCodec, vocab_size: int) -> None:

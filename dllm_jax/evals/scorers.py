@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from dllm_jax.errors import UsageError
 
@@ -46,18 +46,18 @@ SCORERS: dict[str, Scorer] = {
 }
 
 
-def scorer_for(task: str | None, answer: str | None) -> Callable[[str], bool]:
+def scorer_for(task: Any, answer: Any) -> Callable[[str], bool]:
     """What tells whether a text is right for a sample; made before anything is decoded, to find mistakes early.
 
     Args:
-        task: the sample's task.
-        answer: its reference answer.
+        task: the sample's task, any value of its line.
+        answer: its reference answer, likewise.
 
     Raises:
         UsageError: nobody knows how to score the task, or the reference would not pass its own test.
     """
-    if task not in SCORERS:
+    if not isinstance(task, str) or task not in SCORERS:
         raise UsageError(f"task: expected one of {', '.join(SCORERS)}, got {task!r}")
-    if answer is None or not SCORERS[task](answer, answer):
+    if not isinstance(answer, str) or not SCORERS[task](answer, answer):
         raise UsageError(f"answer: expected the text of a {task} answer, got {answer!r}")
     return functools.partial(SCORERS[task], answer=answer)

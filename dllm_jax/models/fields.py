@@ -1,5 +1,6 @@
 """What the families share in reading a config.json."""
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,7 +15,56 @@ def require(fields: Mapping[str, Any], names: Iterable[str]) -> None:
     """
     missing = [name for name in names if fields.get(name) is None]
     if missing:
-        raise UsageError(f"config.json: expected the field(s) {', '.join(missing)}, got none")
+        hint = " (add the id of [MASK] to config.json)" if "mask_token_id" in missing else ""
+        raise UsageError(f"config.json: expected the field(s) {', '.join(missing)}, got none{hint}")
+
+
+def refuse_variants(fields: Mapping[str, Any]) -> None:
+    """Refuses what would change the arithmetic of any family and is not built.
+
+    Raises:
+        UsageError: naming the field.
+    """
+    for name in ("quantization_config", "compression_config"):
+        if found := fields.get(name):
+            method = found.get("quant_method", found) if isinstance(found, Mapping) else found
+            raise UsageError(
+                f"config.json field {name}: expected none, got {method!r} (quantised weights are not read: dequantise "
+                "the model and save it in bfloat16)"
+            )
+    for name in ("block_size", "bd_size"):
+        if fields.get(name) is not None:
+            raise UsageError(
+                f"config.json field {name}: expected none (every position attends to the whole canvas), got "
+                f"{fields[name]!r} (models of block diffusion are not supported)"
+            )
+    layers = fields.get("layer_types") or ()
+    sliding = [kind for kind in layers if kind != "full_attention"]
+    if sliding:
+        raise UsageError(f"config.json field layer_types: expected only 'full_attention', got {sliding[0]!r}")
+
+
+def rope_theta(fields: Mapping[str, Any]) -> float:
+    """The base of the rotary frequencies: `rope_theta`, in files of transformers 5 inside `rope_parameters`.
+
+    Raises:
+        UsageError: there is none, or the frequencies are scaled.
+    """
+    theta = fields.get("rope_theta")
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = fields.get(name) or {}
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, Mapping) else rope
+        if kind != "default" or any(rope.get(key, 1) != 1 for key in ("factor", "partial_rotary_factor")):
+            raise UsageError(
+                f"config.json field {name}: expected none (plain rotary positions; scaled ones are not supported), "
+                f"got {dict(rope) if isinstance(rope, Mapping) else rope!r}"
+            )
+        theta = theta or rope.get("rope_theta")
+    require({"rope_theta": theta}, ["rope_theta"])
+    base = float(theta or 0)
+    if not 0 < base < math.inf:
+        raise UsageError(f"config.json field rope_theta: expected a positive number, got {theta!r}")
+    return base
 
 
 def token_ids(fields: Mapping[str, Any], name: str, *, file: str = "config.json") -> tuple[int, ...]:

@@ -76,9 +76,12 @@ def attend(
         k: keys, rotated.
         v: values.
         mask: True where a query may look at a key.
-        kernel: "xla" anywhere; "cudnn" on NVIDIA GPUs in 16 bits, for lengths it accepts (others fall back to XLA).
-            A TPU kernel would be a third name here.
+        kernel: "xla" anywhere; "cudnn" on NVIDIA GPUs in 16 bits, for lengths it accepts (others fall back to XLA);
+            "xla_wide" computes in float32, where float16 products cannot be summed in float32 (CPU, TPU).
+            A TPU kernel would be another name here.
     """
+    if kernel == "xla_wide":
+        return attend(wide(q), wide(k), wide(v), mask=mask, kernel="xla").astype(q.dtype)
     batch, queries, _, head_dim = q.shape
     keys = k.shape[1]
     fits_cudnn = queries % CUDNN_LENGTH_MULTIPLE == 0 and keys % CUDNN_LENGTH_MULTIPLE == 0 and head_dim % 8 == 0

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
-from dllm_jax.models.fields import first_token_id, require
+from dllm_jax.models.fields import first_token_id, refuse_variants, require, rope_theta
 from dllm_jax.models.transformer import TransformerConfig
 
 # Our parameter -> the tensors it is made of, in order; {i} is the layer.
@@ -28,7 +28,7 @@ TENSOR_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 _NEEDED = (
-    "d_model", "n_heads", "n_layers", "mlp_hidden_size", "vocab_size", "rope_theta", "max_sequence_length",
+    "d_model", "n_heads", "n_layers", "mlp_hidden_size", "vocab_size", "max_sequence_length",
     "mask_token_id", "eos_token_id",
 )  # fmt: skip
 
@@ -36,7 +36,7 @@ _NEEDED = (
 _ONLY = {
     "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True, "alibi": False,
     "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False, "input_emb_norm": False,
-    "attention_layer_norm": False, "scale_logits": False,
+    "attention_layer_norm": False, "scale_logits": False, "use_sliding_window": False, "sliding_window": None,
 }  # fmt: skip
 
 
@@ -46,13 +46,18 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     Raises:
         UsageError: a field is missing, or asks for a variant that is not built.
     """
+    refuse_variants(fields)
     require(fields, _NEEDED)
     for name, expected in _ONLY.items():
         got = fields.get(name)
         if got is not None and got != expected:
             raise UsageError(f"config.json field {name}: expected {expected!r} (the LLaDA releases), got {got!r}")
+    tokens = fields["vocab_size"]
+    rows = fields.get("embedding_size") or tokens
+    if not 0 < tokens <= rows:
+        raise UsageError(f"config.json field vocab_size: expected 1 to embedding_size ({rows}), got {tokens!r}")
     heads = fields["n_heads"]
-    kv_heads = fields.get("n_kv_heads") or heads
+    kv_heads = heads if fields.get("n_kv_heads") is None else fields["n_kv_heads"]
     if fields["d_model"] % heads or heads % kv_heads:
         raise UsageError(
             "config.json: expected n_heads to divide d_model and n_kv_heads to divide n_heads, "
@@ -66,11 +71,11 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         num_kv_heads=kv_heads,
         head_dim=fields["d_model"] // heads,
         mlp_dim=fields["mlp_hidden_size"],
-        vocab_size=fields.get("embedding_size") or fields["vocab_size"],
-        rope_theta=float(fields["rope_theta"]),
+        vocab_size=rows,
+        rope_theta=rope_theta(fields),
         norm_eps=float(fields.get("rms_norm_eps") or 1e-5),
         max_length=fields["max_sequence_length"],
-        tied_embeddings=bool(fields.get("weight_tying")),
+        tied_embeddings=fields.get("weight_tying"),
         mask_id=first_token_id(fields, "mask_token_id"),
         eos_id=first_token_id(fields, "eos_token_id"),
     )

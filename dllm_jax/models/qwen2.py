@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
-from dllm_jax.models.fields import first_token_id, require
+from dllm_jax.models.fields import first_token_id, refuse_variants, require, rope_theta
 from dllm_jax.models.transformer import TransformerConfig
 
 # Our parameter -> the tensors it is made of, in order; {i} is the layer.
@@ -44,10 +44,11 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     Raises:
         UsageError: a field is missing, or asks for a variant that is not built.
     """
+    refuse_variants(fields)
     require(fields, _NEEDED)
-    _refuse_variants(fields)
+    _refuse_qwen_variants(fields)
     heads, dim = fields["num_attention_heads"], fields["hidden_size"]
-    kv_heads = fields.get("num_key_value_heads") or heads
+    kv_heads = heads if fields.get("num_key_value_heads") is None else fields["num_key_value_heads"]
     head_dim = fields.get("head_dim")
     if heads % kv_heads or (not head_dim and dim % heads):
         raise UsageError(
@@ -63,11 +64,11 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         head_dim=head_dim or dim // heads,
         mlp_dim=fields["intermediate_size"],
         vocab_size=fields["vocab_size"],
-        rope_theta=_rope_theta(fields),
+        rope_theta=rope_theta(fields),
         norm_eps=float(fields.get("rms_norm_eps") or 1e-6),
         max_length=fields["max_position_embeddings"],
-        qkv_bias=True,
-        tied_embeddings=bool(fields.get("tie_word_embeddings")),
+        qkv_bias=fields.get("attention_bias") is not False,
+        tied_embeddings=fields.get("tie_word_embeddings"),
         causal=True,
         eos_id=first_token_id(fields, "eos_token_id"),
     )
@@ -97,7 +98,7 @@ def config_fields(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def _refuse_variants(fields: Mapping[str, Any]) -> None:
+def _refuse_qwen_variants(fields: Mapping[str, Any]) -> None:
     """Refuses what the releases do not use and what would change the arithmetic."""
     activation = fields.get("hidden_act", "silu")
     if activation != "silu":
@@ -107,16 +108,3 @@ def _refuse_variants(fields: Mapping[str, Any]) -> None:
     window, first = fields.get("sliding_window"), fields.get("max_window_layers", 0)  # layers behind `first` slide
     if fields.get("use_sliding_window") and window is not None and first < fields["num_hidden_layers"]:
         raise UsageError(f"config.json field use_sliding_window: expected false (full attention), got {window} tokens")
-
-
-def _rope_theta(fields: Mapping[str, Any]) -> float:
-    """The base of the frequencies: `rope_theta`, in files of transformers 5 inside `rope_parameters`; no scaling."""
-    for name in ("rope_scaling", "rope_parameters"):
-        rope = dict(fields.get(name) or {})
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise UsageError(f"config.json field {name}: expected none (plain rotary positions), got type {kind!r}")
-    theta = fields.get("rope_theta") or rope.get("rope_theta")
-    if theta is None:
-        raise UsageError("config.json: expected the field(s) rope_theta, got none")
-    return float(theta)

@@ -1,6 +1,7 @@
 """Which family a checkpoint belongs to, its tensor names, and shapes known by name."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
@@ -8,6 +9,14 @@ from dllm_jax.models import dream, llada, qwen2
 from dllm_jax.models.transformer import TransformerConfig
 
 _FAMILIES = {"llada": llada, "Dream": dream, "qwen2": qwen2}  # by model_type
+
+# Families that are not supported, by a part of their model_type or architecture in small letters and digits.
+_OTHERS = {
+    "llada2": "LLaDA 2 (mixture of experts)", "lladamoe": "LLaDA-MoE", "illada": "iLLaDA", "lladav": "LLaDA-V",
+    "mmada": "MMaDA", "sdar": "SDAR", "fastdllm": "Fast-dLLM v2", "a2d": "a2d", "qwen3": "Qwen3",
+    "qwen2moe": "Qwen2-MoE", "qwen2vl": "Qwen2-VL", "qwen25vl": "Qwen2.5-VL",
+}  # fmt: skip
+_EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 # Shapes of public models for benchmarks with random weights (`model.preset`).
 PRESETS = {
@@ -39,12 +48,22 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     Raises:
         UsageError: an unknown or unsupported model, or a missing field.
     """
-    model_type = fields.get("model_type")
-    if model_type == "llada2_moe" or "num_experts" in fields:
-        raise UsageError(f"config.json: mixture-of-experts models (model_type {model_type!r}) are not supported yet")
-    if model_type not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
+    model_type, architectures = fields.get("model_type"), fields.get("architectures") or []
+    known = ", ".join(sorted(_FAMILIES))
+    names = [str(name) for name in (model_type, *(architectures if isinstance(architectures, list) else []))]
+    words = [re.sub("[^a-z0-9]", "", name.lower()) for name in names]
+    others = [family for part, family in _OTHERS.items() if any(part in word for word in words)]
+    if not others and any(fields.get(name) for name in _EXPERTS):
+        others = ["mixture of experts"]
+    if others:
+        told = ", ".join(dict.fromkeys(names))
+        raise UsageError(
+            f"config.json: expected a model_type among {known}, got {others[0]}, which is not supported yet ({told})"
+        )
+    if not isinstance(model_type, str) or model_type not in _FAMILIES:
         raise UsageError(f"config.json field model_type: expected one of {known}, got {model_type!r}")
+    if model_type == "llada" and "d_model" not in fields and "hidden_size" in fields:
+        raise UsageError("config.json: expected the fields of LLaDA (d_model, ...), got hidden_size: another family")
     return _FAMILIES[model_type].parse_config(fields)
 
 
@@ -52,8 +71,21 @@ def tensor_names(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
     """Our parameter path ("layers.0.attention.qkv") -> names of the Hugging Face tensors it is made of, in order."""
     names = {}
     for path, tensors in _FAMILIES[config.family].TENSOR_NAMES.items():
-        if path == "head" and config.tied_embeddings:
+        if (path == "head" and config.tied_embeddings) or (path.endswith("qkv_bias") and not config.qkv_bias):
             continue
         for i in range(config.num_layers) if "{i}" in path else [0]:
             names[path.format(i=i)] = tuple(name.format(i=i) for name in tensors)
     return names
+
+
+def head_name(config: TransformerConfig) -> str:
+    """The tensor that is the head of a model whose embedding is not tied to it."""
+    return _FAMILIES[config.family].TENSOR_NAMES["head"][0]
+
+
+def count_layers(config: TransformerConfig, names: Iterable[str]) -> int:
+    """How many layers a checkpoint has, by the names of its tensors."""
+    start = next(path for path in _FAMILIES[config.family].TENSOR_NAMES if "{i}" in path)
+    prefix = _FAMILIES[config.family].TENSOR_NAMES[start][0].partition("{i}")[0]
+    indices = (name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix))
+    return 1 + max((int(index) for index in indices if index.isdecimal()), default=-1)

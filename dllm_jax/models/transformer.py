@@ -31,7 +31,7 @@ class TransformerConfig:
     norm_eps: float
     max_length: int  # longest prompt + generation
     qkv_bias: bool = False
-    tied_embeddings: bool = False
+    tied_embeddings: bool | None = False  # None: config.json does not say, what is stored decides
     causal: bool = False
     logit_shift: int = 0  # 1: a position is predicted by the hidden state of its left neighbour (Dream)
     mask_id: int | None = None  # the [MASK] token; None for autoregressive models

@@ -19,13 +19,17 @@ from dllm_jax.settings import (
 class DataSettings:
     """What is learnt from, and what is held out."""
 
-    path: str = setting("", "JSONL file: prompt + answer, or messages that end with it (default: built-in tasks)")
+    path: str = setting(
+        "", "JSONL file: prompt + answer, or messages that end with it (default: built-in tasks)", filled=True
+    )
     samples: int = setting(60_000, "samples to draw of the built-in tasks, in equal parts and none held out")
     on_error: str = setting("fail", "what a bad line does: stop, or be left out", choices=("fail", "skip"))
     distill_path: str = setting(
         "", "learn the diffusion model's own answers to the prompts: decoded into this JSONL file, or read from it"
     )
-    eval_path: str = setting("", "JSONL file of held-out samples (default: the bundled ones, or lines of data.path)")
+    eval_path: str = setting(
+        "", "JSONL file of held-out samples (default: the bundled ones, or lines of data.path)", filled=True
+    )
     eval_samples: int = setting(125, "held-out samples to measure on; from data.path at most every tenth line")
     length: int = setting(192, "tokens of a row, in which several samples are packed; a longer sample is an error")
 

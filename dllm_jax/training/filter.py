@@ -219,7 +219,7 @@ def _reported(config: FilterTraining, asked: Asked) -> dict[str, Any]:
     """What decides the report on the filter besides."""
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("learn2pd", "report")}
     held_out = jobs.digest(asked.separate or [], with_answers=True)
-    return settings | {"held_out": held_out, "eval_prompts": config.data.eval_prompts}
+    return {**settings, "data.eval_prompts": config.data.eval_prompts, "held_out": held_out}
 
 
 def _of_records(identity: Mapping[str, Any]) -> dict[str, Any]:

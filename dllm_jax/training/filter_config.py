@@ -80,15 +80,18 @@ def validate_fit(fit: FitSettings) -> None:
 class FilterDataSettings:
     """The prompts to decode, and those to report on."""
 
-    path: str = setting("", "JSONL file: prompt (or question, messages) + answer (default: built-in tasks)")
+    path: str = setting(
+        "", "JSONL file: prompt (or question, messages) + answer (default: built-in tasks)", filled=True
+    )
     prompts: int = setting(200, "prompts to collect records of: draws of the built-in tasks, or lines of data.path")
     on_error: str = setting("fail", "what a bad line does: stop, or be left out", choices=("fail", "skip"))
     records_path: str = setting(
         "", "folder of the records, to fit other filters to them later (default: in the folder of the run)"
     )
     eval_path: str = setting(
-        "", "JSONL file of the prompts to report on (default: the bundled ones, or the test share of data.path)"
-    )
+        "", "JSONL file of the prompts to report on (default: the bundled ones, or the test share of data.path)",
+        filled=True,
+    )  # fmt: skip
     eval_prompts: int = setting(100, "prompts to report on; 0: no report")
 
 

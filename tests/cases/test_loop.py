@@ -1,5 +1,6 @@
 """Models whose numbers are no numbers, or that would rather not answer, through the command line."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dllm_jax import load_model
 from dllm_jax.checkpoints.load import ASSETS
+from dllm_jax.config import Config
+from dllm_jax.decoding.generate import Decoder
+from dllm_jax.settings import DecodeSettings
 from tests.cases.conftest import Ran, Run
 
 SHORT = ("decode.gen_length=16", "input.prompt=x")
@@ -103,3 +108,12 @@ def test_masks_that_a_decoder_leaves_are_named(run: Run) -> None:
               "dico.finalize_tokens=32", "dico.gate=0", "dico.margin=12", "dico.auto_commit=1")  # fmt: skip
     (row,) = rows(ran)
     assert row["masks_left"] == row["output_ids"].count(2) > 0
+
+
+def test_few_programs_for_prompts_of_any_length() -> None:
+    decoder = Decoder(load_model("llada-tiny"), Config(decode=DecodeSettings(batch_size=8, gen_length=64)))
+    lengths = np.linspace(20, 1500, 60).astype(int).tolist()
+    batches = decoder.batches(lengths)
+    assert sorted(itertools.chain(*batches)) == list(range(60))
+    assert len(batches) == 8
+    assert len({decoder.engine(max(lengths[i] for i in batch)).geometry for batch in batches}) <= 8

@@ -35,6 +35,7 @@ def with_tensors(source: Path, target: Path, change: Callable[[Tensors], Any]) -
     copied(source, target)
     edited = tensors(source)
     change(edited)
+    (target / hf.INDEX).unlink(missing_ok=True)
     save_file(edited, target / hf.SINGLE, metadata={"format": "pt"})
     return target
 

@@ -158,7 +158,7 @@ def test_overwrite_replaces_the_target(tmp_path):
         (["--source={GQA}", "--target={new}", "--bogus=1"], "bogus"),
         (["--source={GQA}", "--target={new}", "extra"], "extra"),
         (["--source=nowhere", "--target={new}"], "--source: expected a folder or one of llada-tiny"),
-        (["--source={empty}", "--target={new}"], "config.json: expected a readable file"),
+        (["--source={empty}", "--target={new}"], "expected config.json, got no such file"),
         (["--source={GQA}", "--target={copy}"], "--overwrite"),
         (["--source={GQA}", "--target={empty}", "--overwrite"], "without config.json or filter.safetensors"),
         (["--source={copy}", "--target={copy}", "--overwrite"], "apart from --source"),

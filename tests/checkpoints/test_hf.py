@@ -147,9 +147,7 @@ def test_a_truncated_file_is_named(keep, tmp_path):
     refused(tmp_path / "m", hf.SINGLE, "complete safetensors")
 
 
-@pytest.mark.parametrize(
-    "start", [b"version https://git-lfs.github.com/spec/v1\n", b"\x10\0\0\0\0\0\0\0{not json......}"]
-)
+@pytest.mark.parametrize("start", [b"<!DOCTYPE html>\n", b"\x10\0\0\0\0\0\0\0{not json......}"])
 def test_a_file_that_is_no_safetensors_is_named(start, tmp_path):
     (copied(TINY, tmp_path / "m") / hf.SINGLE).write_bytes(start)
     refused(tmp_path / "m", hf.SINGLE, "complete safetensors")
@@ -157,7 +155,7 @@ def test_a_file_that_is_no_safetensors_is_named(start, tmp_path):
 
 def test_weights_that_are_not_there(tmp_path):
     (copied(TINY, tmp_path / "m") / hf.SINGLE).unlink()
-    refused(tmp_path / "m", hf.SINGLE, hf.INDEX, "neither")
+    refused(tmp_path / "m", hf.SINGLE, hf.INDEX, "got no such file")
 
 
 def test_an_index_with_absent_files(tmp_path):
@@ -195,7 +193,7 @@ def test_a_malformed_config_is_named(text, tmp_path):
 
 def test_an_absent_config_is_named(tmp_path):
     (copied(TINY, tmp_path / "m") / "config.json").unlink()
-    refused(tmp_path / "m", "config.json", "No such file")
+    refused(tmp_path / "m", "expected config.json", hf.SINGLE)
 
 
 @pytest.mark.parametrize(

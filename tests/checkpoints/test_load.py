@@ -70,7 +70,12 @@ def test_dtypes(dtype, expected):
 
 @pytest.mark.parametrize(
     ("platform", "dtype", "kernel"),
-    [("gpu", jnp.bfloat16, "cudnn"), ("gpu", jnp.float32, "xla"), ("cpu", jnp.bfloat16, "xla")],
+    [
+        ("gpu", jnp.bfloat16, "cudnn"),
+        ("gpu", jnp.float32, "xla"),
+        ("cpu", jnp.bfloat16, "xla"),
+        ("cpu", jnp.float16, "xla_wide"),
+    ],
 )
 def test_the_attention_kernel_follows_platform_and_dtype(platform, dtype, kernel):
     assert tuned(PRESETS["llada_8b"], dtype=jnp.dtype(dtype), platform=platform).attention_kernel == kernel

@@ -50,6 +50,9 @@ class Watched:
     policy: Apd | LeftToRight
     tell: Callable[..., None] = struct.field(pytree_node=False)
 
+    def most_forwards(self, geometry: Geometry) -> int:
+        return self.policy.most_forwards(geometry)
+
     def init(self, state: DecodeState, geometry: Geometry) -> Verified | tuple[()]:
         return self.policy.init(state, geometry)
 

@@ -17,8 +17,8 @@ TINY = ASSETS / "llada-tiny"
 EOS, MASK, START_HEADER, END_HEADER, EOT, UNUSED = 0, 2, 3, 4, 5, 511
 
 
-def load(folder: Path = TINY, chat_template: str = "auto") -> text.TextCodec:
-    codec = text.load(folder, TokenizerSettings(chat_template=chat_template))
+def load(folder: Path = TINY, chat_template: str = "auto", special_text: str = "text") -> text.TextCodec:
+    codec = text.load(folder, TokenizerSettings(chat_template=chat_template, special_text=special_text))
     assert codec is not None
     return codec
 
@@ -97,7 +97,8 @@ def test_decoding_skips_special_and_unknown_tokens() -> None:
 def test_vocab_and_merges_without_running_code(vocab_and_merges: Path) -> None:
     codec = load(vocab_and_merges)
     words = prompt(text="Copy the list: rice, lion.<|eot_id|>")
-    assert codec.encode(words)[-1] == EOT
+    assert codec.encode(words)[-1] != EOT
+    assert load(vocab_and_merges, special_text="allow").encode(words)[-1] == EOT
     assert codec.vocab_size == 506
 
 

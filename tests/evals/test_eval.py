@@ -76,7 +76,10 @@ def test_bad_lines_can_be_left_out(tmp_path, capsys):
             {"prompt": "hi", "task": "word_problem", "answer": "5"},
             "tasks.jsonl:2: answer: expected the text of a w",
         ),
-        ({"prompt": "hi", "task": 5, "answer": "5"}, "tasks.jsonl:2: task: expected a string, got 5"),
+        (
+            {"prompt": "hi", "task": 5, "answer": "5"},
+            "tasks.jsonl:2: task: expected one of word_problem, copy, reverse, sort, shuffle, got 5",
+        ),
     ],
 )
 def test_lines_that_cannot_be_scored_are_refused(tmp_path, capsys, line, message):

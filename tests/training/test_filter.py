@@ -127,6 +127,29 @@ def test_records_are_kept_for_other_filters(run: Run, tmp_path: Path, monkeypatc
     }  # fmt: skip
 
 
+def test_a_finished_run_says_so_and_other_weights_are_refused(
+    run: Run, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path(shutil.copytree(teacher, tmp_path / "copy"))
+    settings = (f"model.path={copy}", "data.eval_prompts=0", f"data.records_path={tmp_path / 'records'}")
+    assert run(*settings) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(training, "open_decoder", lambda *args: pytest.fail("the model was loaded"))
+    assert run(*settings) == 0
+    out, err = capsys.readouterr()
+    assert err == f"finished already: {tmp_path / 'out'}\n"
+    assert "records; prepare " in out
+    assert run(*settings, "data.eval_prompts=1") == 2
+    assert "got data.eval_prompts 0 instead of 1 (output.overwrite=true replaces it)" in capsys.readouterr().err
+    fields = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(fields | {"rms_norm_eps": 1e-3}))
+    for field, output in (("output.path", "out"), ("data.records_path", "other")):
+        assert run(*settings, f"output.path={tmp_path / output}") == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: {field}: expected ")
+        assert "got another config.json of model.path (output.overwrite=true" in err
+
+
 def test_a_file_of_questions(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     drawn = [sample for task in ("copy", "sort") for sample in tasks.generate(task, 6, seed=1)]
     questions = [{"question": sample["prompt"], "answer": f"So.\n#### {i}"} for i, sample in enumerate(drawn)]

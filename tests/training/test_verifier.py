@@ -1,6 +1,7 @@
 """train.verifier from its flags to its folder: export, measurements, resuming, refusals."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,33 @@ def test_a_finished_verifier_is_replaced_only_if_told(execute: Execute, refused:
 
 
 @pytest.mark.usefixtures("no_decoding")
+def test_a_finished_run_says_so_and_other_weights_are_refused(
+    execute: Execute, refused: Refused, stop_after: Callable[[int | None], None], teacher: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    copy = Path(shutil.copytree(teacher, tmp_path / "copy"))
+    model = f"model.path={copy}"
+    assert execute(model) == 0
+    first = capsys.readouterr().out
+    stop_after(3)
+    with pytest.raises(RuntimeError, match="power cut"):
+        execute(model, f"output.path={tmp_path / 'cut'}")
+    capsys.readouterr()
+    monkeypatch.setattr(verifier, "open_teacher", lambda *args: pytest.fail("the model was loaded"))
+    assert execute(model) == 0
+    assert capsys.readouterr() == (first, f"finished already: {tmp_path / 'out'}\n")
+    assert "got train.b2 0.98 instead of 0.9 (output.overwrite=true replaces it)" in refused(model, "train.b2=0.9")
+    content = bytearray((copy / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(content)
+    for folder in ("out", "cut"):
+        line = refused(model, f"output.path={tmp_path / folder}")
+        assert "got another model.safetensors of model.path (output.overwrite=true" in line
+    own = (model, f"output.path={copy}", "output.overwrite=true")
+    assert "output.path: expected a place apart from model.path" in refused(*own)
+
+
+@pytest.mark.usefixtures("no_decoding")
 def test_it_learns_from_own_lines_and_holds_some_out(execute: Execute, tmp_path: Path) -> None:
     rows = [{"prompt": f"{i} plus 1?", "answer": f"{i + 1}"} for i in range(20)]
     chats = [{"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "no"}]} for i in "ab"]
@@ -168,6 +196,10 @@ def test_it_learns_the_models_own_answers(execute: Execute, refused: Refused, tm
     assert "got threshold.value 0.9 instead of 0.8" in refused(*settings, other, "threshold.value=0.8")
     path.write_text("\n".join(map(json.dumps, rows[:-1])))
     assert "got other prompts" in refused(*settings, other)
+    path.write_text("\n".join(map(json.dumps, [{"id": 0, "prompt": "else?"}, *rows[1:]])))  # the same ids
+    assert "data.distill_path: expected answers.jsonl to be" in refused(*settings, other)
+    same = f"data.distill_path={path}"
+    assert "data.distill_path: expected a place apart from input.path" in refused(settings[0], same, other)
 
 
 @pytest.mark.parametrize(
