@@ -87,10 +87,10 @@ def test_on_cpu_only_the_batch_is_split(monkeypatch: pytest.MonkeyPatch) -> None
     assert dict(decode_mesh(llada(), prompt_length=256).shape) == {"data": 8, "fsdp": 1, "tensor": 1}
 
 
-# Temporaries of compiled programs for v5e, LLaDA-8B with 32 layers on tensor 8, 256 tokens generated, GiB.
+# Temporaries and code of compiled programs for v5e, LLaDA-8B with 32 layers on tensor 8, 256 tokens generated, GiB.
 PLANNED = [
-    ({}, 256, 1.5), ({"cache": "prefix"}, 256, 2.2), ({"cache": "none"}, 256, 1.2), ({"cfg_scale": 1.0}, 256, 1.9),
-    ({"gen_length": 1024, "stop": "eot"}, 256, 2.1), ({"batch_size": 64}, 1024, 11.2),
+    ({}, 256, 1.68), ({"cache": "prefix"}, 256, 2.78), ({"cache": "none"}, 256, 1.32), ({"cfg_scale": 1.0}, 256, 2.11),
+    ({"gen_length": 1024, "stop": "eot"}, 256, 2.29), ({"batch_size": 64}, 1024, 11.2),
 ]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_the_estimate_is_near_what_the_compiler_plans(
     made = footprint(llada(**settings), shapes, make_mesh(data=1, tensor=8), prompt_length=prompt_length)
     assert made.weights / GIB == pytest.approx(1.87, abs=0.01)
     estimate = (made.total - made.weights) / GIB
-    assert planned <= estimate <= 1.5 * planned
+    assert planned <= estimate <= 1.3 * planned
 
 
 def test_a_verifier_counts() -> None:
