@@ -1,6 +1,7 @@
 """Loads a model: a Hugging Face folder, a converted folder, or a bundled checkpoint, straight onto a mesh."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def resolve(path: str | Path, *, field: str = "model.path") -> Path:
     Raises:
         UsageError: neither, or a folder with stand-ins for files (git-lfs, broken links).
     """
-    if str(path) and Path(path).is_dir():
+    if os.path.isdir(path):
         folder = foreign.snapshot(Path(path), field=field)
         foreign.refuse_stand_ins(folder, field=field)
         return folder
