@@ -1,10 +1,11 @@
 """Where a checkpoint is, and what looks like one but is not read: told in one line with what to do instead."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dllm_jax.checkpoints.files import abbreviate
+from dllm_jax.checkpoints.files import TOKENIZER, abbreviate
 from dllm_jax.errors import UsageError
 
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -14,7 +15,7 @@ ADAPTERS = ("adapter_config.json", "adapter_model.*")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.npz")
 LEFT_BY_TRAINERS = {"training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state.pth"}
 _HUB = re.compile(r"(?:https://huggingface\.co/|hf://)?([\w-][\w.-]*/[\w-][\w.-]*?)(?:/tree/main)?/?")
-_ADAPTED = re.compile(r"\blora_|\.base_layer\.|^base_model\.model\.|\.modules_to_save\.")
+_ADAPTED = re.compile(r"\b(lora|hada|lokr|ia3|oft|vera)_|\.base_layer\.|^base_model\.model\.|\.modules_to_save\.")
 _QUANTISED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|quant_map|weight\.(absmax|quant_map|nested_absmax|"
     r"quant_state.*)|weight_scale|weight_scale_inv|weight_packed|weight_zero_point|input_scale)$"
@@ -52,10 +53,10 @@ def snapshot(folder: Path, *, field: str) -> Path:
 def hint(path: str) -> str:
     """What to do about a path that is no folder: "" or the end of an error line."""
     place = Path(path)
-    if path and place.is_file():
+    if os.path.isfile(path):
         return f": a file, expected the folder that it is in, {place.parent}"
     name = _HUB.fullmatch(path)
-    if name and not place.parent.is_dir():
+    if name and not os.path.isdir(place.parent):
         repository = name[1]
         target = repository.partition("/")[2]
         return f" (weights are read from a local folder: hf download {repository} --local-dir {target})"
@@ -65,10 +66,15 @@ def hint(path: str) -> str:
 def refuse_stand_ins(folder: Path, *, field: str) -> None:
     """Refuses a folder with pointers of git-lfs, or links to nothing, instead of files that may be read.
 
+    Args:
+        folder: of a checkpoint.
+        field: the setting it came from; for tokenizer.path the weights may be pointers.
+
     Raises:
         UsageError: naming them.
     """
-    paths = sorted(path for path in folder.iterdir() if path.suffix in READ)
+    patterns = TOKENIZER if field == "tokenizer.path" else ["*"]
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.suffix in READ})
     if broken := [path.name for path in paths if path.is_symlink() and not path.exists()]:
         told = f"{abbreviate(broken)} (download again)"
         raise UsageError(f"{field}: expected files in {folder}, got links to files that are not there: {told}")

@@ -111,16 +111,18 @@ def read_tensors(folder: Path, config: TransformerConfig) -> tuple[TransformerCo
     """
     found = {name: tensor for name, tensor in read_headers(folder).items() if not name.endswith(BUFFERS)}
     foreign.refuse_tensors(folder, {name: tensor.dtype for name, tensor in found.items()}, known=DTYPES)
-    head = registry.head_name(config)
+    embedding, head = registry.embedding_and_head(config)
     config = layout.settled(config, has_head=head in found)
+    if config.tied_embeddings and embedding not in found and head in found:
+        found[embedding] = found.pop(head)  # one matrix: some tools keep the name that comes first
     layers = registry.count_layers(config, found)
     if layers != config.num_layers:
-        told = f"those of {layers}" if layers else f"none of that name, but {files.abbreviate(list(found))}"
+        told = f"those of {layers}" if layers else f"{files.abbreviate(list(found)) or 'none'}"
         raise UsageError(f"{folder}: expected the tensors of {config.num_layers} layers (config.json), got {told}")
     expected = _expected(config)
     shapes = {name: shape for tensors in expected.values() for name, shape in tensors.items()}
     if config.tied_embeddings and head in found:
-        expected["head"] = {head: shapes[registry.tensor_names(config)["embedding"][0]]}
+        expected["head"] = {head: shapes[embedding]}
         shapes |= expected["head"]
     layout.check_shapes(folder, shapes, {name: tensor.shape for name, tensor in found.items()})
     return config, {path: [found[name] for name in tensors] for path, tensors in expected.items()}

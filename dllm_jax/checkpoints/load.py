@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def resolve(path: str | Path, *, field: str = "model.path") -> Path:
     Raises:
         UsageError: neither, or a folder with stand-ins for files (git-lfs, broken links).
     """
-    if str(path) and Path(path).is_dir():
+    if os.path.isdir(path):
         folder = foreign.snapshot(Path(path), field=field)
         foreign.refuse_stand_ins(folder, field=field)
         return folder

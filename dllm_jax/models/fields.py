@@ -67,6 +67,12 @@ def rope_theta(fields: Mapping[str, Any]) -> float:
     return base
 
 
+def number(fields: Mapping[str, Any], name: str, *, default: float) -> float:
+    """The number in a field; `default` only if the field is absent or null."""
+    value = fields.get(name)
+    return default if value is None else float(value)
+
+
 def token_ids(fields: Mapping[str, Any], name: str, *, file: str = "config.json") -> tuple[int, ...]:
     """The token ids in a field: a number, a list of them, or nothing (null, [], and -1 as Llama's files write it).
 

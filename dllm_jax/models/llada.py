@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
-from dllm_jax.models.fields import first_token_id, refuse_variants, require, rope_theta
+from dllm_jax.models.fields import first_token_id, number, refuse_variants, require, rope_theta
 from dllm_jax.models.transformer import TransformerConfig
 
 # Our parameter -> the tensors it is made of, in order; {i} is the layer.
@@ -73,7 +73,7 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         mlp_dim=fields["mlp_hidden_size"],
         vocab_size=rows,
         rope_theta=rope_theta(fields),
-        norm_eps=float(fields.get("rms_norm_eps") or 1e-5),
+        norm_eps=number(fields, "rms_norm_eps", default=1e-5),
         max_length=fields["max_sequence_length"],
         tied_embeddings=fields.get("weight_tying"),
         mask_id=first_token_id(fields, "mask_token_id"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
-from dllm_jax.models.fields import first_token_id, refuse_variants, require, rope_theta
+from dllm_jax.models.fields import first_token_id, number, refuse_variants, require, rope_theta
 from dllm_jax.models.transformer import TransformerConfig
 
 # Our parameter -> the tensors it is made of, in order; {i} is the layer.
@@ -65,7 +65,7 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         mlp_dim=fields["intermediate_size"],
         vocab_size=fields["vocab_size"],
         rope_theta=rope_theta(fields),
-        norm_eps=float(fields.get("rms_norm_eps") or 1e-6),
+        norm_eps=number(fields, "rms_norm_eps", default=1e-6),
         max_length=fields["max_position_embeddings"],
         qkv_bias=fields.get("attention_bias") is not False,
         tied_embeddings=fields.get("tie_word_embeddings"),

@@ -78,9 +78,10 @@ def tensor_names(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
     return names
 
 
-def head_name(config: TransformerConfig) -> str:
-    """The tensor that is the head of a model whose embedding is not tied to it."""
-    return _FAMILIES[config.family].TENSOR_NAMES["head"][0]
+def embedding_and_head(config: TransformerConfig) -> tuple[str, str]:
+    """The names of the two tensors that are one in a tied model."""
+    names = _FAMILIES[config.family].TENSOR_NAMES
+    return names["embedding"][0], names["head"][0]
 
 
 def count_layers(config: TransformerConfig, names: Iterable[str]) -> int:

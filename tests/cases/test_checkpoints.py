@@ -109,6 +109,7 @@ def test_a_config_that_does_not_fit(decode, checkpoints: Path, tmp_path: Path, f
     ("name", "tensor", "told"),
     [
         (f"{Q0}.lora_A.default.weight", np.zeros((8, 64)), "got those of an adapter"),
+        (f"{Q0}.hada_w1_a", np.zeros((64, 8)), "got those of an adapter"),
         (f"{Q0}.base_layer.weight", np.zeros((64, 64)), "merge it into the model"),
         (f"{Q0}.qweight", np.zeros((8, 64), np.int32), "got quantised ones"),
         (f"{Q0}.weight.absmax", np.zeros(8), "dequantised"),
@@ -145,10 +146,27 @@ def test_a_folder_that_is_not_whole(decode, checkpoints: Path, tmp_path: Path, d
     assert told in decode(tmp_path / "m").error
 
 
+def test_a_tokenizer_is_read_beside_weights_that_are_not_fetched(run: Run, checkpoints: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoints / "llada", tmp_path / "m"))
+    for name in (hf.SINGLE, "tokenizer.model"):  # neither is read
+        (folder / name).write_text(POINTER)
+    settings = (f"model.path={checkpoints / 'llada'}", f"tokenizer.path={folder}", *SHORT, "decode.block_length=8")
+    answer(run(*settings, config="threshold"))
+    (folder / "tokenizer.json").write_text(POINTER)
+    assert "git-lfs pointers: tokenizer.json (run git lfs pull)" in run(*settings).error
+
+
+def test_a_folder_of_an_index_without_tensors(decode, checkpoints: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoints / "llada-sharded", tmp_path / "m"))
+    (folder / hf.INDEX).write_text('{"weight_map": {}}')
+    assert "expected the tensors of 2 layers (config.json), got none" in decode(folder).error
+
+
 def test_paths_that_are_no_folder(decode, checkpoints: Path) -> None:
     told = "hf download GSAI-ML/LLaDA-8B-Instruct --local-dir LLaDA-8B-Instruct"
     assert told in decode("GSAI-ML/LLaDA-8B-Instruct").error
     assert told in decode("https://huggingface.co/GSAI-ML/LLaDA-8B-Instruct").error
+    assert "expected a folder or one of llada-tiny, verifier-tiny, got 'xxx" in decode("x" * 5000).error
     assert f"is in, {checkpoints / 'llada'}\n" in decode(checkpoints / "llada" / hf.SINGLE).error
 
 
@@ -192,6 +210,7 @@ def test_a_tied_model_may_store_its_head(decode, checkpoints: Path, tmp_path: Pa
     expected = answer(decode(checkpoints / "llada-tied-head"))
     for name, change in {
         "wider": lambda tensors: tensors.update({head: tensors[embedding].astype(np.float32)}),
+        "head-only": lambda tensors: tensors.pop(embedding),
         "without": lambda tensors: tensors.pop(head),
     }.items():
         assert answer(decode(with_tensors(checkpoints / "llada-tied-head", tmp_path / name, change))) == expected

@@ -128,6 +128,7 @@ def test_config_variants_that_mean_the_same() -> None:
         assert registry.parse_config(same) == config
     assert registry.parse_config(fields(head_dim=20)).head_dim == 20
     assert registry.parse_config(fields(num_key_value_heads=None)).num_kv_heads == 4
+    assert registry.parse_config(fields(rms_norm_eps=0)).norm_eps == 0
 
 
 @pytest.mark.parametrize(
