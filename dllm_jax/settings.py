@@ -85,8 +85,8 @@ class MeshSettings:
     """How devices are used; a mesh may take fewer than there are."""
 
     data: int = setting(0, "devices that split the batch (0: as many as are left and divide it)")
-    fsdp: int = setting(0, "devices that split the batch and the weights (0: one)")
-    tensor: int = setting(0, "devices that split heads, MLP and vocabulary (0: one)")
+    fsdp: int = setting(0, "devices that split the batch and, if need be, the weights (0: one)")
+    tensor: int = setting(0, "devices that split heads, MLP and vocabulary (0: the fewest that hold the decode)")
 
 
 @dataclasses.dataclass(frozen=True)

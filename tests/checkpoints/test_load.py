@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dllm_jax import mesh
 from dllm_jax.checkpoints import layout
 from dllm_jax.checkpoints.convert import convert
 from dllm_jax.checkpoints.load import load_model, resolve, tuned
@@ -26,12 +27,17 @@ def folder(request, tmp_path_factory):
     return target
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
-def test_meshes(folder, shape):
+@pytest.mark.parametrize(
+    ("shape", "split_by_fsdp"), [*((shape, False) for shape in MESHES), ((2, 2, 2), True)], ids=str
+)
+def test_meshes(folder, shape, split_by_fsdp, monkeypatch):
     data, fsdp, tensor = shape
+    if split_by_fsdp:  # as if a device could not hold the weights otherwise
+        monkeypatch.setattr(mesh, "decoding_rules", lambda *_: mesh.DECODING_SPLIT)
     expected = layout.flatten(load_model(TINY).params)
     model = load_model(folder, mesh=make_mesh(data=data, fsdp=fsdp, tensor=tensor))
-    split = {"embedding": fsdp * tensor, "layers.0.attention.qkv": fsdp * tensor, "layers.2.mlp.down": fsdp * tensor}
+    of_layers = fsdp * tensor if split_by_fsdp else tensor
+    split = {"embedding": tensor, "layers.0.attention.qkv": of_layers, "layers.2.mlp.down": of_layers}
     for path, param in layout.flatten(model.params).items():
         np.testing.assert_array_equal(param, expected[path])
         assert len(param.addressable_shards) == data * fsdp * tensor
@@ -41,10 +47,16 @@ def test_meshes(folder, shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4), (2, 1, 4)], ids=str)
-def test_too_few_kv_heads_are_replicated(shape):
+def test_too_few_kv_heads_are_copied(shape):
+    """Two key/value heads of two query heads each become four of one."""
     data, fsdp, tensor = shape
     params = layout.flatten(load_model(GQA, mesh=make_mesh(data=data, fsdp=fsdp, tensor=tensor)).params)
-    assert params["layers.0.attention.qkv"].sharding.is_fully_replicated
+    given = np.asarray(layout.flatten(load_model(GQA).params)["layers.0.attention.qkv"])
+    qkv = params["layers.0.attention.qkv"]
+    assert (given.shape, qkv.shape) == ((64, 2, 4, 16), (64, 4, 3, 16))
+    assert qkv.addressable_shards[0].data.shape == (64, 1, 3, 16)
+    np.testing.assert_array_equal(qkv[:, :, 0], given[:, :, :2].reshape(64, 4, 16))
+    np.testing.assert_array_equal(qkv[:, :, 1:], np.repeat(given[:, :, 2:], 2, axis=1))
     assert params["layers.0.mlp.down"].addressable_shards[0].data.shape == (192 // tensor, 64)
 
 
