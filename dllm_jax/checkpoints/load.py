@@ -102,15 +102,16 @@ def load_model(
 
 
 def _spread(model: Model, config: TransformerConfig) -> Model:
-    """The model with the copies of key/value heads that a configuration wants; the parameters given are used up."""
+    """The model with the copies of key/value heads that a configuration wants."""
     if config == model.config:
         return model
     graphdef, abstract = abstract_model(config, dtype=model.dtype)
     shardings = layout.flatten(weight_shardings(abstract, model.mesh))
     params = layout.flatten(model.params)
-    for path in params:
-        spread = functools.partial(layout.spread, path, groups=config.stored_groups, copies=config.kv_copies)
-        params[path] = jax.jit(spread, out_shardings=shardings[path], donate_argnums=0)(params[path])
+    for path, shape in layout.flatten(abstract).items():
+        if shape.shape != params[path].shape:
+            spread = functools.partial(layout.spread, path, groups=config.stored_groups, copies=config.kv_copies)
+            params[path] = jax.jit(spread, out_shardings=shardings[path])(params[path])
     return dataclasses.replace(model, config=config, graphdef=graphdef, params=layout.unflatten(abstract, params))
 
 
