@@ -56,10 +56,10 @@ def test_scores_are_of_the_distribution_drawn_from() -> None:
 
 
 def test_top_p_never_draws_what_it_cut() -> None:
-    push_third = jnp.zeros(PROBABILITY.shape).at[..., 2].set(50.0)
+    push_last = jnp.zeros(PROBABILITY.shape).at[..., 3].set(50.0)  # 2 is the mask here
     for policy in ("entropy", "threshold"):
-        assert (prediction(gumbel=push_third, temperature=1.0, policy=policy).token_BQ == 2).all()
-        cut = prediction(gumbel=push_third, temperature=1.0, top_p=0.6, policy=policy)
+        assert (prediction(gumbel=push_last, temperature=1.0, policy=policy).token_BQ == 3).all()
+        cut = prediction(gumbel=push_last, temperature=1.0, top_p=0.6, policy=policy)
         np.testing.assert_array_equal(cut.token_BQ, [[0, 0, 0]])
     np.testing.assert_allclose(cut.confidence_BQ, [[0.5, 0.48, 0.97]], rtol=1e-5)  # LLaDA's rule: the bare softmax
 
