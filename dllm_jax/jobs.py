@@ -3,11 +3,10 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import platform
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +19,14 @@ from dllm_jax.checkpoints import fingerprint
 from dllm_jax.checkpoints.filters import open_filter
 from dllm_jax.checkpoints.load import load_model, resolve
 from dllm_jax.config import Config
-from dllm_jax.data.outputs import VERSION, Finished, ResultFile, Row
+from dllm_jax.data.outputs import Finished, ResultFile, Row
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
 from dllm_jax.decoding import end_tokens, text
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeResult, Timing
 from dllm_jax.decoding.vocabulary import check_shared
 from dllm_jax.errors import UsageError
+from dllm_jax.identity import identity
 from dllm_jax.memory import bytes_per_device, check_fits
 from dllm_jax.mesh import weight_shardings
 from dllm_jax.models.model import Model, abstract_model, random_model
@@ -245,55 +245,6 @@ def summary(metrics: Mapping[str, Any]) -> str:
     if metrics["timed_samples"] < metrics["num_samples"]:
         lines.append(f"seconds and rates cover the {metrics['timed_samples']} samples decoded in this run")
     return "\n".join(lines)
-
-
-def identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh, *, command: str) -> dict[str, Any]:
-    """What decides the rows: an output is continued, or taken for finished, only if all of it is the same.
-
-    Settings, and the content of everything that is read instead of its path; nothing is loaded for it.
-    """
-    with_answers = command == "decode.eval"
-    return {
-        **basis(config, mesh),
-        "command": command,
-        "output": {"trace": config.output.trace},
-        "prompts": digest(prompts, with_answers=with_answers),
-    }
-
-
-def basis(config: Config, mesh: Mesh, *, sections: Collection[str] = ()) -> dict[str, Any]:
-    """What decides a decode besides its prompts: version, platform, the files of the checkpoints, settings.
-
-    Args:
-        config: all settings.
-        mesh: the devices.
-        sections: of the settings (default: all that a decode reads).
-    """
-    settings = dataclasses.asdict(config)
-    for name in ("input", "output", "bench", "plan"):
-        del settings[name]
-    for name in ("model", "tokenizer", "verifier", "filter"):
-        del settings[name]["path"]  # its content stands under files
-    del settings["model"]["verify"]
-    return {
-        VERSION: dllm_jax.__version__,
-        "platform": mesh.devices.flat[0].platform,
-        "files": fingerprint.fingerprint(fingerprint.sources(config)),
-        **{name: section for name, section in settings.items() if not sections or name in sections},
-    }
-
-
-def digest(prompts: Sequence[Prompt], *, with_answers: bool) -> str:
-    """A checksum of prompts: what is asked, in which order and under which ids.
-
-    Args:
-        prompts: the prompts.
-        with_answers: tasks and answers count too.
-    """
-    left_out = {"line"} if with_answers else {"line", "task", "answer"}
-    names = [field.name for field in dataclasses.fields(Prompt) if field.name not in left_out]
-    asked = [[getattr(prompt, name) for name in names] for prompt in prompts]
-    return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 
 def open_model(config: Config, mesh: Mesh) -> Model:

@@ -207,18 +207,18 @@ def _identity(config: FilterTraining, asked: Asked, mesh: Mesh) -> dict[str, Any
     """What decides the filter."""
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("network", "fit")}
     return {
-        **jobs.basis(config.decoding(), mesh, sections=RECORDED),
+        **basis(config.decoding(), mesh, sections=RECORDED),
         **settings,
         "mesh": dict(mesh.shape),
         "data": {"prompts": config.data.prompts, "on_error": config.data.on_error},
-        "prompts": jobs.digest(asked.prompts, with_answers=True),
+        "prompts": digest(asked.prompts, with_answers=True),
     }
 
 
 def _reported(config: FilterTraining, asked: Asked) -> dict[str, Any]:
     """What decides the report on the filter besides."""
     settings = {name: dataclasses.asdict(getattr(config, name)) for name in ("learn2pd", "report")}
-    held_out = jobs.digest(asked.separate or [], with_answers=True)
+    held_out = digest(asked.separate or [], with_answers=True)
     return {**settings, "data.eval_prompts": config.data.eval_prompts, "held_out": held_out}
 
 

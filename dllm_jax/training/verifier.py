@@ -22,6 +22,7 @@ from dllm_jax.data.samples import Sample
 from dllm_jax.decoding import text
 from dllm_jax.decoding.end_tokens import end_of_turn
 from dllm_jax.errors import UsageError
+from dllm_jax.identity import basis, digest
 from dllm_jax.mesh import batch_multiple, make_mesh
 from dllm_jax.models import qwen2
 from dllm_jax.models.model import Model, computing
@@ -199,11 +200,11 @@ def _identity(config: VerifierTraining, corpus: Corpus, mesh: Mesh) -> dict[str,
     for name in PATHS:
         del settings["data"][name]
     return {
-        **jobs.basis(config.distillation(), mesh, sections=("model", "tokenizer")),
+        **basis(config.distillation(), mesh, sections=("model", "tokenizer")),
         **settings,
         "mesh": dict(mesh.shape),
-        "prompts": jobs.digest(corpus.prompts, with_answers=not config.data.distill_path),
-        "held_out": jobs.digest(corpus.held_out, with_answers=True),
+        "prompts": digest(corpus.prompts, with_answers=not config.data.distill_path),
+        "held_out": digest(corpus.held_out, with_answers=True),
     }
 
 

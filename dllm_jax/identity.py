@@ -1,0 +1,63 @@
+"""What decides the rows of a job, known before anything is loaded: an output is continued only by the same job."""
+
+import dataclasses
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from jax.sharding import Mesh
+
+import dllm_jax
+from dllm_jax.checkpoints import fingerprint
+from dllm_jax.config import Config
+from dllm_jax.data.outputs import VERSION
+from dllm_jax.data.prompts import Prompt
+
+
+def identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh, *, command: str) -> dict[str, Any]:
+    """What decides the rows: an output is continued, or taken for finished, only if all of it is the same.
+
+    Settings, and the content of everything that is read instead of its path; nothing is loaded for it.
+    """
+    with_answers = command == "decode.eval"
+    return {
+        **basis(config, mesh),
+        "command": command,
+        "output": {"trace": config.output.trace},
+        "prompts": digest(prompts, with_answers=with_answers),
+    }
+
+
+def basis(config: Config, mesh: Mesh, *, sections: Collection[str] = ()) -> dict[str, Any]:
+    """What decides a decode besides its prompts: version, platform, the files of the checkpoints, settings.
+
+    Args:
+        config: all settings.
+        mesh: the devices.
+        sections: of the settings (default: all that a decode reads).
+    """
+    settings = dataclasses.asdict(config)
+    for name in ("input", "output", "bench", "plan"):
+        del settings[name]
+    for name in ("model", "tokenizer", "verifier", "filter"):
+        del settings[name]["path"]  # its content stands under files
+    del settings["model"]["verify"]
+    return {
+        VERSION: dllm_jax.__version__,
+        "platform": mesh.devices.flat[0].platform,
+        "files": fingerprint.fingerprint(fingerprint.sources(config)),
+        **{name: section for name, section in settings.items() if not sections or name in sections},
+    }
+
+
+def digest(prompts: Sequence[Prompt], *, with_answers: bool) -> str:
+    """A checksum of prompts: what is asked, in which order and under which ids.
+
+    Args:
+        prompts: the prompts.
+        with_answers: tasks and answers count too.
+    """
+    left_out = {"line"} if with_answers else {"line", "task", "answer"}
+    names = [field.name for field in dataclasses.fields(Prompt) if field.name not in left_out]
+    asked = [[getattr(prompt, name) for name in names] for prompt in prompts]
+    return hashlib.sha256(repr(asked).encode()).hexdigest()
