@@ -82,11 +82,11 @@ def test_to_orbax_and_back_bit_for_bit(dtype: str, tmp_path) -> None:
     assert not any(name.startswith("lm_head") for name in tensors(tmp_path / "hf"))
 
 
-@pytest.mark.parametrize(("fsdp", "tensor", "parts"), [(2, 2, 2), (1, 4, 1), (8, 1, 1)])
+@pytest.mark.parametrize(("fsdp", "tensor", "parts"), [(2, 2, 2), (1, 4, 4), (8, 1, 1)])
 def test_on_a_mesh_the_logits_are_the_same(fsdp: int, tensor: int, parts: int) -> None:
     model = load_model(TINY, mesh=make_mesh(fsdp=fsdp, tensor=tensor))
     bias = layout.flatten(model.params)["layers.1.attention.qkv_bias"]
-    assert bias.size == parts * bias.addressable_shards[0].data.size  # two KV heads: replicated over four devices
+    assert bias.size == parts * bias.addressable_shards[0].data.size  # two KV heads: copied for four devices
     np.testing.assert_allclose(logits(model, TOKENS), logits(load_model(TINY), TOKENS), rtol=0, atol=1e-4)
 
 
