@@ -106,7 +106,7 @@ def test_missing_model_folder(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"n_heads": None}, "n_heads"),
         ({"model_type": "gpt5"}, "model_type: expected one of"),
-        ({"num_experts": 64}, "got LLaDA-MoE, which is not supported yet"),
+        ({"num_experts": 64}, "got mixture of experts, which is not supported yet"),
     ],
 )
 def test_unsuitable_model_config(
