@@ -71,6 +71,7 @@ def test_every_kind_of_step_and_the_decode(tmp_path: Path, capsys: pytest.Captur
     assert "memory_analysis" in results["peak_memory_source"]
 
 
+@pytest.mark.slow
 def test_a_stop_rule_saves_columns_not_only_forwards(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     assert bench(decode__gen_length=128, decode__stop="eot", bench__eos_logit=8.0, output__path=path) == 0

@@ -220,6 +220,7 @@ def test_rows_equal_their_single_runs(cache: str, temperature: float) -> None:
         assert_same(rows_of(together, [row]), alone([prompt], rows=[row]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(4, 1, 1), (1, 2, 2)], ids=str)
 def test_tokens_do_not_depend_on_the_mesh(shape: tuple[int, int, int]) -> None:
     data, fsdp, tensor = shape

@@ -75,7 +75,13 @@ def test_rows_end_on_their_own(policy: str, cache: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "cache"), [("threshold", "none"), ("dico", "prefix"), ("dico", "dual"), ("learn2pd", "dual")]
+    ("policy", "cache"),
+    [
+        ("threshold", "none"),
+        ("learn2pd", "dual"),
+        pytest.param("dico", "prefix", marks=pytest.mark.slow),
+        pytest.param("dico", "dual", marks=pytest.mark.slow),
+    ],
 )
 def test_the_compiled_loop_is_the_python_loop(policy: str, cache: str) -> None:
     decode = decoder(policy, cache)
@@ -95,7 +101,7 @@ def test_a_confidence_nothing_reaches_stops_nothing(policy: str, cache: str) -> 
         np.testing.assert_array_equal(getattr(never, field), getattr(without, field), err_msg=field)
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix"])
+@pytest.mark.parametrize("cache", ["none", pytest.param("prefix", marks=pytest.mark.slow)])
 def test_ended_tails_are_not_computed(cache: str) -> None:
     """What is left of the batch runs on fewer columns, and gives the same as on all of them."""
     decode = decoder("low_confidence", cache, gen_length=96)
@@ -131,6 +137,7 @@ def test_guided_on_canvases_that_are_no_whole_blocks() -> None:
         np.testing.assert_array_equal(batch.tokens_BG[row], decode([prompt], rows=[row]).tokens_BG[0])
 
 
+@pytest.mark.slow
 def test_ends_do_not_depend_on_the_mesh() -> None:
     one = decoder("learn2pd", "dual", batch_size=6)(PROMPTS)
     meshed = decoder("learn2pd", "dual", batch_size=6, mesh=make_mesh(data=2, fsdp=1, tensor=2))(PROMPTS)

@@ -55,6 +55,7 @@ def assert_same(one: Path, other: Path) -> None:
         np.testing.assert_array_equal(array, arrays(other)[name])
 
 
+@pytest.mark.slow
 def test_it_exports_what_it_measured(
     run: Run, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +85,7 @@ def test_it_exports_what_it_measured(
     np.testing.assert_array_equal(found.tokens_BG, given.tokens_BG)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bits(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -115,6 +117,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert_same(tmp_path / "out", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_records_are_kept_for_other_filters(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = f"data.records_path={tmp_path / 'records'}"
     assert run(kept, "data.eval_prompts=0") == 0

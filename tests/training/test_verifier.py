@@ -60,6 +60,7 @@ def written(tmp_path: Path, *, text: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_it_exports_what_it_measured(
     execute: Execute, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
