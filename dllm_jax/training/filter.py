@@ -20,6 +20,7 @@ from dllm_jax.data.outputs import IDENTITY, VERSION
 from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.decoding import text
 from dllm_jax.decoding.generate import Decoder
+from dllm_jax.identity import basis, digest
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.filter import FilterConfig
 from dllm_jax.places import only_writer
