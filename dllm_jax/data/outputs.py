@@ -171,9 +171,9 @@ def check_writable(path: str, suffixes: Iterable[str], *, field: str = "output.p
 def difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """The first setting or file that differs between two identities, in words; "" if none does.
 
-    Of settings only those wanted count, of the section `files` all.
+    Of settings only those wanted count, of the section `files` all. They are compared as JSON, which one of them was.
     """
-    old, new = _flat(found), _flat(wanted)
+    old, new = (_flat(json.loads(json.dumps(identity))) for identity in (found, wanted))
     gone = [name for name in old if name.startswith("files.")] if "files" in wanted else []
     name = next((name for name in (*new, *gone) if name not in old or old[name] != new.get(name)), "")
     if name.startswith("files."):

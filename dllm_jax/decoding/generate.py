@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,7 @@ class Decoder:
         min_confidence = jnp.float32(config.eot.min_confidence)
         self.stop = EndOfText(min_confidence, self.end_ids) if config.decode.stop == "eot" else None
         self.length_multiple = length_multiple(model.mesh.devices.flat[0].platform)
+        self._prepared: set[Any] = set()  # programs that are compiled: structure of the engine, rows
 
     @property
     def longest_prompt(self) -> int:
@@ -121,7 +123,7 @@ class Decoder:
         engine = self.engine(max(map(len, prompts)))
         with self.computing(), exhaustion_told(field=BATCH_SIZE, got=self.config.decode.batch_size):
             begin, before = time.perf_counter(), CompileCount.now()
-            self.program(engine, rows=len(prompts))  # the call below finds it
+            self._prepare(engine, rows=len(prompts))
             compiled, made = time.perf_counter(), CompileCount.now() - before
             state = self.start(prompts, range(len(prompts)) if rows is None else rows, engine.geometry)
             started = time.perf_counter()
@@ -144,6 +146,13 @@ class Decoder:
             noise=self.noise, stop=self.stop, block_limit=self.block_limit, canvases=canvases, cache=self.cache,
             mask_id=self.mask_id,
         )  # fmt: skip
+
+    def _prepare(self, engine: Engine, *, rows: int) -> None:
+        """Compiles the program of a batch, for the call to find it, unless an earlier batch had it."""
+        key = (jax.tree.structure(engine), self.batch(rows))
+        if key not in self._prepared:
+            self.program(engine, rows=rows)
+            self._prepared.add(key)
 
     def program(self, engine: Engine, *, rows: int) -> jax.stages.Compiled:
         """Compiles the program of a batch, of which nothing is allocated yet.

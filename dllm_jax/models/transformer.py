@@ -64,11 +64,6 @@ class TransformerConfig:
         """Every token that ends a text, as the model's files name them: EoS, then the others by id; never the mask."""
         return (self.eos_id, *sorted({*self.other_end_ids, *self.pad_ids} - {self.eos_id, self.mask_id}))
 
-    @property
-    def eot_id(self) -> int | None:
-        """The first token besides EoS that ends a text."""
-        return next(iter(self.end_ids[1:]), None)
-
 
 def on_mesh(config: TransformerConfig, mesh: Mesh) -> TransformerConfig:
     """The configuration with as many key/value heads as `tensor` can divide, by copies of those there are.

@@ -74,7 +74,7 @@ def outdated(folder: Path, identity: Mapping[str, Any], *, overwrite: bool) -> s
     if got or (not found and folder.exists() and any(folder.iterdir())):
         told = f"{folder} ({got})" if got else folder
         raise UsageError(f"data.records_path: expected a folder of records, or a new or empty one, got {told}")
-    change = difference(found, json.loads(json.dumps(identity))) if found else ""
+    change = difference(found, identity) if found else ""
     if change and not overwrite:
         raise UsageError(
             f"data.records_path: expected the records in {folder} to have the same settings, got {change} "

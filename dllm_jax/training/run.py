@@ -52,7 +52,7 @@ class RunFolder:
             UsageError: what is there is of another run, and output.overwrite is off.
         """
         if self._result:
-            change = difference(self._result[IDENTITY], _as_json({**identity, **reported}))
+            change = difference(self._result[IDENTITY], {**identity, **reported})
             if not change:
                 print(f"finished already: {self.target}", file=sys.stderr)
                 return self._result
@@ -87,7 +87,7 @@ class RunFolder:
     def _change(self, identity: Mapping[str, Any]) -> str:
         """What an interrupted run has otherwise; it may be discarded."""
         found = read_json(self._settings) if self._settings.exists() else {}
-        change = difference(found, _as_json(identity))
+        change = difference(found, identity)
         if found and change and not self._overwrite:
             raise UsageError(
                 f"output.path: expected the interrupted run in {self.folder.name} to have the same settings, "
@@ -123,7 +123,3 @@ def _metrics(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return metrics if isinstance(metrics, dict) and isinstance(metrics.get(IDENTITY), dict) else {}
-
-
-def _as_json(identity: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(identity))

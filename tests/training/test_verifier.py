@@ -77,7 +77,7 @@ def test_it_exports_what_it_measured(
     folder, training = tmp_path / "out", tmp_path / "out.training"
     tokens = np.arange(1, 21).reshape(2, 10)
     loaded = dllm_jax.load_model(folder)
-    assert (loaded.config.vocab_size, loaded.config.eos_id, loaded.config.eot_id) == (512, 0, 5)
+    assert (loaded.config.vocab_size, *loaded.config.end_ids) == (512, 0, 5)
     assert np.array_equal(dllm_jax.logits(loaded, tokens), dllm_jax.logits(exported[0], tokens))
     names = {"config.json", "metrics.json", "model.safetensors", "tokenizer.json"}
     assert names <= {path.name for path in folder.iterdir()}
