@@ -24,7 +24,7 @@ class Span(NamedTuple):
     """Where a forward looks, in canvas columns."""
 
     first: Int[Array, ""] | Int[Array, "B"]  # first column of a cached step's slice, for all rows or per row
-    slot_B: Int[Array, "B"]  # column of the first prediction slot
+    slot: Int[Array, ""] | Int[Array, "B"]  # column of the first prediction slot, likewise
     seen_B: Int[Array, "B"]  # one past the last column that is attended to
     run_B: Int[Array, "B"] | None = None  # from this column on the cache stays as it is; None: a slice writes all
 
@@ -79,12 +79,13 @@ class BlockCache:
         return max([geometry.length, *(start + width for start, width in zip(starts, widths, strict=False))])
 
     def span(self, state: DecodeState, geometry: Geometry) -> Span:
-        """From the block's start."""
-        first = geometry.block_start(current_block(state)) - self.lead
-        slot_B = geometry.block_start(state.block_B)
+        """From the block's start. With cached steps all active rows are in one block: its column holds for all rows."""
+        block = current_block(state)
+        slot = geometry.block_start(block if self.widths(geometry) else state.block_B)
+        first = geometry.block_start(block) - self.lead
         if self.keeps_tail:
-            return Span(first=first, slot_B=slot_B, seen_B=state.cached_end_B, run_B=state.end_B)
-        return Span(first=first, slot_B=slot_B, seen_B=state.end_B)
+            return Span(first=first, slot=slot, seen_B=state.cached_end_B, run_B=state.end_B)
+        return Span(first=first, slot=slot, seen_B=state.end_B)
 
 
 def no_widths(geometry: Geometry) -> tuple[int, ...]:
@@ -142,7 +143,7 @@ class WindowCache:
         accepted_B = jnp.sum(is_last_BL, axis=1)
         return Span(
             first=jnp.maximum(cursor_B - self.kv_window - accepted_B + 1, 0),
-            slot_B=cursor_B,
+            slot=cursor_B,
             seen_B=jnp.minimum(cursor_B + self.lookahead, state.end_B),
         )
 

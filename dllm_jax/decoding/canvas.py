@@ -85,16 +85,21 @@ def columns_from(first: Int[Array, ""] | Int[Array, "B"], *, width: int) -> Int[
 
 
 def take_columns(x: Array, first: Int[Array, ""] | Int[Array, "B"], *, width: int) -> Array:
-    """The columns [first, first + width) of x [B, L, ...]; the caller keeps them inside."""
+    """The columns [first, first + width) of x [B, L, ...]; the caller keeps them inside.
+
+    One `first` for all rows makes a plain slice, one per row a gather.
+    """
     if jnp.ndim(first) == 0:
         return jax.lax.dynamic_slice_in_dim(x, first, width, axis=1)
     return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, width, axis=0))(x, first)
 
 
-def put_columns(x: Array, new: Array, first_B: Int[Array, "B"]) -> Array:
-    """Returns x [B, L] with the columns from `first` on replaced by new [B, Q]."""
+def put_columns(x: Array, new: Array, first: Int[Array, ""] | Int[Array, "B"]) -> Array:
+    """Returns x [B, L] with the columns from `first` on replaced by new [B, Q]; the caller keeps them inside."""
+    if jnp.ndim(first) == 0:
+        return jax.lax.dynamic_update_slice_in_dim(x, new, first, axis=1)
     return jax.vmap(lambda row, part, start: jax.lax.dynamic_update_slice_in_dim(row, part, start, axis=0))(
-        x, new, first_B
+        x, new, first
     )
 
 

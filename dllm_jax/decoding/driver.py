@@ -41,12 +41,12 @@ class Carry(NamedTuple):
 class Slots(NamedTuple):
     """Columns of every row for which tokens are predicted."""
 
-    first_B: Int[Array, "B"]
+    first: Int[Array, ""] | Int[Array, "B"]  # for all rows or per row
     width: int
 
-    def all(self) -> Int[Array, "B Q"]:
+    def all(self) -> Int[Array, "#B Q"]:
         """All of them."""
-        return self.first_B[:, None] + jnp.arange(self.width)[None, :]
+        return canvas.columns_from(self.first, width=self.width)
 
 
 @struct.dataclass
@@ -112,8 +112,8 @@ class Engine:
         span = self._span(state)._replace(first=jnp.int32(0), run_B=None)
         slots = self._slots(span)
         if self.block_limit is not None:  # blocks that ran out of forwards may have left masks, which compete again
-            slots = self._whole(state, length=length)
-        predicted = self._whole(state, length=length) if self.looks_everywhere else slots
+            slots = self._whole(length)
+        predicted = self._whole(length) if self.looks_everywhere else slots
         hidden, cache = self._forward(state, span, width=length, keys=length)
         return self._look(Carry(state, carry.rows), hidden, span, predicted, slots, active_B=state.live_B), cache
 
@@ -141,13 +141,12 @@ class Engine:
 
     def _slots(self, span: Span) -> Slots:
         """The slots of the policy."""
-        return Slots(span.slot_B, self.cache.slots(self.geometry))
+        return Slots(span.slot, self.cache.slots(self.geometry))
 
-    def _whole(self, state: DecodeState, *, length: int) -> Slots:
+    def _whole(self, length: int) -> Slots:
         """All blocks that begin before `length`."""
         blocks = -(-(length - self.geometry.prompt_length) // self.geometry.block_length)
-        first_B = jnp.full_like(state.end_B, self.geometry.prompt_length)
-        return Slots(first_B, blocks * self.geometry.block_length)
+        return Slots(jnp.int32(self.geometry.prompt_length), blocks * self.geometry.block_length)
 
     def _forward(
         self, state: DecodeState, span: Span, *, width: int, keys: int, cache: Cache | None = None
@@ -160,9 +159,8 @@ class Engine:
             tokens_BT = paired(tokens_BT, jnp.where(is_prompt, self.mask_id, tokens_BT))
         positions_BT = self._paired(canvas.positions(columns, state.pad_B))
         mask = self._paired(canvas.key_mask(state.pad_B, span.seen_B, columns=keys))
-        start = span.first if jnp.ndim(span.first) == 0 else self._paired(span.first)
         kept = None if span.run_B is None else self._paired(columns >= span.run_B[:, None])
-        return self.model(tokens_BT, positions_BT, mask=mask, cache=cache, start=start, kept_BT=kept)
+        return self.model(tokens_BT, positions_BT, mask=mask, cache=cache, start=self._paired(span.first), kept_BT=kept)
 
     def _look(
         self, carry: Carry, hidden: Float[Array, "rows T D"], span: Span, predicted: Slots, slots: Slots, *,
@@ -171,8 +169,8 @@ class Engine:
         """`step` on the predicted columns of a forward's hidden states."""
         columns = hidden.shape[1]
         hidden = jnp.pad(hidden, ((0, 0), (0, predicted.width), (0, 0)))  # slots may stick out where nothing is open
-        offset_B = predicted.first_B - self._shift - span.first
-        hidden = canvas.take_columns(hidden, self._paired(offset_B), width=predicted.width)
+        offset = predicted.first - self._shift - span.first
+        hidden = canvas.take_columns(hidden, self._paired(offset), width=predicted.width)
         return self.step(carry, hidden, predicted=predicted, slots=slots, active_B=active_B, columns=columns)
 
     @property
@@ -181,8 +179,8 @@ class Engine:
         return self.model.config.logit_shift
 
     def _paired(self, x: Array) -> Array:
-        """Under guidance, every row of x twice: for its canvas and for the promptless copy."""
-        return paired(x, x) if self.sampler.guided else x
+        """Under guidance, every row of x twice: for its canvas and the promptless copy. A scalar holds for all rows."""
+        return paired(x, x) if self.sampler.guided and jnp.ndim(x) else x
 
     def step(
         self,
@@ -206,10 +204,10 @@ class Engine:
         """
         state, rows = carry
         prediction = self._predict(state, hidden_BSD, predicted)
-        offset_B = slots.first_B - predicted.first_B
+        offset = slots.first - predicted.first
         seen = prediction
         if slots is not predicted:
-            seen = jax.tree.map(lambda x: canvas.take_columns(x, offset_B, width=slots.width), prediction)
+            seen = jax.tree.map(lambda x: canvas.take_columns(x, offset, width=slots.width), prediction)
         view = self._view(state, slots)
         commit = self.policy.commit(rows, seen, view, self.noise)
         is_sane_BS = prediction.finite_BQ | (predicted.all() >= state.end_B[:, None])
@@ -220,15 +218,15 @@ class Engine:
         mask_BQ = commit.mask_BQ & view.open_BQ & (active_B & ~broken_B)[:, None]
 
         def written(old_BL: Array, new_BQ: Array) -> Array:
-            old_BQ = canvas.take_columns(old_BL, slots.first_B, width=slots.width)
-            return canvas.put_columns(old_BL, jnp.where(mask_BQ, new_BQ, old_BQ), slots.first_B)
+            old_BQ = canvas.take_columns(old_BL, slots.first, width=slots.width)
+            return canvas.put_columns(old_BL, jnp.where(mask_BQ, new_BQ, old_BQ), slots.first)
 
         tokens_BL = written(state.tokens_BL, commit.token_BQ)
         end_B = state.end_B if commit.end_B is None else commit.end_B
         if self.stop is not None:
-            accepted_BS = jnp.zeros(predicted.all().shape, bool)
+            accepted_BS = jnp.zeros(prediction.token_BQ.shape, bool)
             if commit.accepted_BQ is not None:
-                accepted_BS = canvas.put_columns(accepted_BS, commit.accepted_BQ, offset_B)
+                accepted_BS = canvas.put_columns(accepted_BS, commit.accepted_BQ, offset)
             end_B = self.stop.end(
                 end_B, prediction=prediction, open_BS=self._is_open(state, predicted, end_B), accepted_BS=accepted_BS,
                 column_BS=predicted.all(),
@@ -267,7 +265,7 @@ class Engine:
 
         def of_block(offset: Int[Array, ""]) -> Prediction:
             hidden = jax.lax.dynamic_slice_in_dim(hidden_BSD, offset, width, axis=1)
-            prediction = of(hidden, Slots(slots.first_B + offset, width))
+            prediction = of(hidden, Slots(slots.first + offset, width))
             return dataclasses.replace(prediction, logits_BQV=prediction.logits_BQV[..., :0], gumbel_BQV=None)
 
         blocks = jax.lax.map(of_block, jnp.arange(0, slots.width, width))
@@ -278,20 +276,24 @@ class Engine:
         first_B = jnp.full_like(state.end_B, self.geometry.prompt_length)
         is_filled_BL = (state.tokens_BL != self.mask_id) & self._between(first_B, state.end_B)
         return View(
-            start_B=slots.first_B,
+            start_B=jnp.broadcast_to(slots.first, state.end_B.shape),
             pad_B=state.pad_B,
             end_B=state.end_B,
             filled_B=jnp.sum(is_filled_BL, axis=1),
-            position_BQ=slots.all() - self.geometry.prompt_length,
+            position_BQ=self._positions(state, slots),
             open_BQ=self._is_open(state, slots, self._block_end(state, state.end_B)),
             row_B=state.row_B,
             nfe_B=state.nfe_B,
             block_nfe_B=state.block_nfe_B,
         )
 
+    def _positions(self, state: DecodeState, slots: Slots) -> Int[Array, "B Q"]:
+        """Generated position of every slot, from 0."""
+        return jnp.broadcast_to(slots.all() - self.geometry.prompt_length, (len(state.end_B), slots.width))
+
     def _is_open(self, state: DecodeState, slots: Slots, end_B: Int[Array, "B"]) -> Bool[Array, "B Q"]:
         """The slots that are masked and before `end`."""
-        tokens_BQ = canvas.take_columns(state.tokens_BL, slots.first_B, width=slots.width)
+        tokens_BQ = canvas.take_columns(state.tokens_BL, slots.first, width=slots.width)
         return (tokens_BQ == self.mask_id) & (slots.all() < end_B[:, None])
 
     def _between(self, first_B: Int[Array, "B"], end_B: Int[Array, "B"]) -> Bool[Array, "B L"]:
@@ -318,7 +320,7 @@ class Engine:
     def _gumbel(self, state: DecodeState, slots: Slots) -> Float[Array, "B Q V"] | None:
         if not self.sampler.stochastic:
             return None
-        position_BQ = slots.all() - self.geometry.prompt_length
+        position_BQ = self._positions(state, slots)
         vocab_size = self.model.config.vocab_size
         return self.noise.gumbel(state.row_B, state.nfe_B, position_BQ, vocab_size=vocab_size)
 

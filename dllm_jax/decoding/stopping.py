@@ -20,7 +20,7 @@ class EndOfText:
 
     def end(
         self, end_B: Int[Array, "B"], *, prediction: Prediction, open_BS: Bool[Array, "B S"],
-        accepted_BS: Bool[Array, "B S"], column_BS: Int[Array, "B S"],
+        accepted_BS: Bool[Array, "B S"], column_BS: Int[Array, "#B S"],
     ) -> Int[Array, "B"]:  # fmt: skip
         """Behind the first end that a filter accepted, else behind the most confident one, else as before.
 
@@ -29,12 +29,11 @@ class EndOfText:
             prediction: for S positions.
             open_BS: positions before the end that were masked when they were predicted.
             accepted_BS: positions whose token a filter accepts.
-            column_BS: canvas column of every position.
+            column_BS: canvas column of every position, S in a row.
         """
         confidence_BS = prediction.confidence_BQ
         ends_BS = open_BS & is_any(prediction.token_BQ, self.end_ids) & (confidence_BS >= self.min_confidence)
         first_B = jnp.min(jnp.where(ends_BS & accepted_BS, column_BS, end_B[:, None]), axis=1)
-        surest_B = jnp.argmax(jnp.where(ends_BS, confidence_BS, -jnp.inf), axis=1)
-        surest_B = jnp.take_along_axis(column_BS, surest_B[:, None], axis=1)[:, 0]
+        surest_B = column_BS[:, 0] + jnp.argmax(jnp.where(ends_BS, confidence_BS, -jnp.inf), axis=1)
         last_B = jnp.where(first_B < end_B, first_B, jnp.where(ends_BS.any(axis=1), surest_B, end_B - 1))
         return jnp.minimum(last_B + 1, end_B)

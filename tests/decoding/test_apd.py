@@ -86,7 +86,7 @@ def test_a_window_stays_inside_its_slice_and_a_slice_inside_the_columns(
         accepted.append(data.draw(st.integers(1, min(lookahead, gen_length - sum(accepted)))))
     cursors_S = prompt + np.cumsum([0, *accepted])  # before every step, and behind the last
     spans = spans_of(strategy, geometry, cursors_S)
-    np.testing.assert_array_equal(spans.slot_B, cursors_S)
+    np.testing.assert_array_equal(spans.slot, cursors_S)
     np.testing.assert_array_equal(spans.seen_B, np.minimum(cursors_S + lookahead, geometry.length))
     assert cursors_S.max() + strategy.slots(geometry) <= columns
     if not kv_window:

@@ -1,6 +1,7 @@
 """The compiled loop against a plain Python loop over the same steps, and what it must not do."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +13,22 @@ from dllm_jax.config import Config
 from dllm_jax.decoding import caching, driver
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.generate import Decoder
+from dllm_jax.hlo import Program
+from dllm_jax.models.transformer import TransformerConfig
 from dllm_jax.settings import DecodeSettings, ThresholdSettings
 from tests.hlo import loop_copies
 from tests.traces import GOLDENS, carries
 
-PATH = str(GOLDENS / "checkpoints" / "llada-tiny-gqa")
+LLADA = "llada-tiny-gqa"
 PROMPTS = [np.random.default_rng(seed).integers(0, 290, size=9 + 4 * seed).tolist() for seed in range(3)]
 
 
-def decoder(policy: str, cache: str, *, temperature: float = 0.0) -> Decoder:
+def decoder(policy: str, cache: str, *, temperature: float = 0.0, checkpoint: str = LLADA) -> Decoder:
     decode = DecodeSettings(
         policy=policy, cache=cache, gen_length=32, block_length=8, batch_size=4, temperature=temperature
     )
-    return Decoder(load_model(PATH), Config(decode=decode, threshold=ThresholdSettings(value=0.5)))
+    model = load_model(str(GOLDENS / "checkpoints" / checkpoint))
+    return Decoder(model, Config(decode=decode, threshold=ThresholdSettings(value=0.5)))
 
 
 COMBINATIONS = [  # dico under the caches: test_stopping.py
@@ -49,16 +53,40 @@ def test_the_compiled_loop_is_the_python_loop(policy: str, temperature: float, c
         assert len(set(nfe_B[:3])) > 1  # rows really finish at different iterations
 
 
-@pytest.mark.parametrize(("cache", "depth"), [("prefix", 3), ("dual", 2)])  # of the cached steps' loop
-def test_the_inner_loop_copies_no_cache(cache: str, depth: int) -> None:
-    decode = decoder("threshold", cache)
+@functools.cache
+def compiled(cache: str, checkpoint: str) -> tuple[str, Geometry, TransformerConfig]:
+    """The text of a program of four rows with a cache, its canvas and its model."""
+    decode = decoder("threshold", cache, checkpoint=checkpoint)
     engine = decode.engine(20)
     state = decode.start(PROMPTS, range(3), engine.geometry)
-    columns, config = engine.geometry.columns, decode.model.config
-    shape = f"[4,{columns},{config.num_kv_heads},{config.head_dim}]"
-    text = driver.decode.lower(engine, state).compile().as_text()
+    return driver.decode.lower(engine, state).compile().as_text(), engine.geometry, decode.model.config
+
+
+@pytest.mark.parametrize(("cache", "depth"), [("prefix", 3), ("dual", 2)])  # of the cached steps' loop
+def test_the_inner_loop_copies_no_cache(cache: str, depth: int) -> None:
+    text, geometry, config = compiled(cache, LLADA)
+    shape = f"[4,{geometry.columns},{config.num_kv_heads},{config.head_dim}]"
     assert shape in text
     assert loop_copies(text, shape, depth=depth) == []
+
+
+@pytest.mark.parametrize(("cache", "checkpoint"), [("prefix", LLADA), ("dual", LLADA), ("dual", "dream-tiny")])
+def test_rows_of_one_block_are_sliced_together(cache: str, checkpoint: str) -> None:
+    """Nothing is gathered but the tokens' embeddings and the chosen tokens' logits; nothing is scattered."""
+    text, geometry, config = compiled(cache, checkpoint)
+    program = Program(text)
+    inner = program.loop_bodies("cached_step")
+    (outer,) = program.loop_bodies("full_step")
+    widths = caching.BLOCK_CACHES[cache](geometry)
+    assert len(inner) == len(set(widths))
+    seen = {geometry.length} | {width + config.logit_shift for width in widths}
+    expected = {(4 * geometry.block_length,)} | {tuple(sorted((4 * width, config.embed_dim))) for width in seen}
+    steps = [program.executed(outer, without=inner, into_fusions=True)]
+    steps += [program.executed(body, into_fusions=True) for body in inner]
+    gathers = [each.arrays[0].form for step in steps for each, _ in step if each.opcode == "gather"]
+    assert len(gathers) == 2 * len(steps)
+    assert set(gathers) == {("f32", shape) for shape in expected}
+    assert not [each.line for step in steps for each, _ in step if each.opcode == "scatter"]
 
 
 def test_a_copy_inside_a_loop_would_be_seen() -> None:

@@ -90,7 +90,7 @@ def windows(engine: Engine, start: DecodeState, result: DecodeResult) -> np.ndar
         span = engine.cache.span(state, geometry)
         is_cached = step > 0 and engine.cache.widths(geometry)
         left = int(span.first[0]) if is_cached else 0
-        found.append([left, int(span.seen_B[0]), int(span.slot_B[0])])
+        found.append([left, int(span.seen_B[0]), int(span.slot[0])])
     return np.maximum(np.array(found) - int(start.pad_B[0]), 0)
 
 
