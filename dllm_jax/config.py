@@ -189,6 +189,7 @@ def _validate_decode(decode: DecodeSettings) -> None:
     at_least("decode.block_length", decode.block_length, 0)
     at_least("decode.steps", decode.steps, 0)
     at_least("decode.batch_size", decode.batch_size, 1)
+    at_least("decode.bucket_waste", decode.bucket_waste, 0)
     at_least("decode.temperature", decode.temperature, 0)
     at_least("decode.cfg_scale", decode.cfg_scale, 0)
     if not 0 < decode.top_p <= 1:

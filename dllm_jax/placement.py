@@ -125,7 +125,10 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
     decode, dtype, platform = config.decode, shapes.dtype, shapes.platform
     model, verifier = on_mesh(shapes.model, mesh), shapes.verifier and on_mesh(shapes.verifier, mesh)
     multiple = length_multiple(platform)
-    padded = bucketed_prompt_length(prompt_length, decode.gen_length, multiple=multiple)
+    most = min(each.max_length for each in (model, verifier) if each) - decode.gen_length
+    padded = bucketed_prompt_length(
+        prompt_length, decode.gen_length, multiple=multiple, waste=decode.bucket_waste, most=most
+    )
     geometry = Geometry(padded, decode.gen_length, block_schedule(decode)[0])
     strategy = build_cache(config, logit_shift=model.logit_shift)
     columns, widths = strategy.columns(geometry), set(strategy.widths(geometry))

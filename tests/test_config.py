@@ -75,6 +75,7 @@ def test_an_int_is_a_fine_float() -> None:
         ("mesh.tensor", -1, "mesh.tensor: expected at least 0, got -1"),
         ("decode.gen_length", 0, "decode.gen_length: expected at least 1, got 0"),
         ("decode.batch_size", 0, "decode.batch_size: expected at least 1, got 0"),
+        ("decode.bucket_waste", -0.1, "decode.bucket_waste: expected at least 0, got -0.1"),
         ("decode.block_length", 36, "decode.block_length: expected a divisor of decode.gen_length 96, got 36"),
         ("decode.steps", 64, "decode.steps: expected a multiple of the number of blocks 3, got 64"),
         ("decode.stop", "eos", "decode.stop: expected one of none, eot, got 'eos'"),

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from configs.ablations import dico
@@ -18,6 +19,14 @@ VARIANTS = {"dico": {}, "no_guidance": {"weighting": "none"}}
 def get_config(name):
     config = dico_semi_ar.get_config()
     config.dico.update(VARIANTS[name])
+    return config
+"""
+THRESHOLDS = """
+from configs import threshold
+VARIANTS = {"low": (0.3, 0.12), "high": (0.99, 0.12), "coarse": (0.3, 9.0)}
+def get_config(name):
+    config = threshold.get_config()
+    config.threshold.value, config.decode.bucket_waste = VARIANTS[name]
     return config
 """
 
@@ -57,6 +66,20 @@ def test_variants_side_by_side(
     assert (
         "error: output.path: expected dico.jsonl to be what this job writes, got decode.seed" in capsys.readouterr().err
     )
+
+
+def test_variants_that_differ_in_numbers_share_their_programs(tmp_path: Path) -> None:
+    file, folder, given = tmp_path / "thresholds.py", tmp_path / "results", tmp_path / "prompts.jsonl"
+    file.write_text(THRESHOLDS)
+    prompts = [{"id": n, "task": "copy", "answer": "x", "prompt_ids": [1, 3, *[70] * n, 4]} for n in (60, 9, 58, 10, 8)]
+    given.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    flags = (f"--config={file}", f"--config.input.path={given}", f"--config.output.path={folder}", *SHORT)
+    jax.clear_caches()
+    assert sweep.main(["sweep", *flags]) == 0
+    metrics = [json.loads((folder / f"{name}.jsonl.metrics.json").read_text()) for name in ("low", "high", "coarse")]
+    # Three batches of two prompts, the first of one bucket, the others of another; coarser buckets are others.
+    assert [each["compilations"] for each in metrics] == [2, 0, 1]
+    assert metrics[0]["nfe_sum"] < metrics[1]["nfe_sum"]
 
 
 @pytest.mark.parametrize(

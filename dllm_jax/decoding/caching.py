@@ -73,9 +73,9 @@ class BlockCache:
         return tuple(width + self.lead for width in self.step_widths(geometry))
 
     def columns(self, geometry: Geometry) -> int:
-        """A prefix step's slice may be wider than what follows its block."""
+        """A prefix step's slice, which begins `lead` columns before its block, may be wider than what follows."""
         starts = [geometry.prompt_length + geometry.block_length * block for block in range(geometry.num_blocks)]
-        widths = self.widths(geometry)
+        widths = self.step_widths(geometry)
         return max([geometry.length, *(start + width for start, width in zip(starts, widths, strict=False))])
 
     def span(self, state: DecodeState, geometry: Geometry) -> Span:

@@ -4,6 +4,7 @@ Shape letters: B rows (prompts), L canvas columns, P prompt columns, G generated
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -41,15 +42,26 @@ class Geometry:
         return self.prompt_length + block * self.block_length
 
 
-def bucketed_prompt_length(longest: int, gen_length: int, *, multiple: int) -> int:
+def bucketed_prompt_length(longest: int, gen_length: int, *, multiple: int, waste: float, most: int) -> int:
     """The prompt columns for a batch: the smallest P >= longest that makes P + gen_length one of few lengths.
 
-    These are multiples whose distance grows with them, an eighth at most: few compiled programs for any mixture of
-    prompts. Multiples of 64 also suit the GPU's attention kernels.
+    These are multiples of `multiple`: all of them at first, then every second, and so on, such that a canvas is longer
+    than it need be by less than a multiple, or else by the share `waste` at most. Few programs are compiled for any
+    mixture of prompts, and they do not depend on the decoder.
+
+    Args:
+        longest: tokens of the batch's longest prompt, at least 1.
+        gen_length: G.
+        multiple: of the lengths of canvases.
+        waste: at least 0, which allows every multiple.
+        most: tokens of the longest prompt that may come: there are no more columns than that one needs.
     """
-    length = longest + gen_length
-    distance = max(multiple, 1 << max(length.bit_length() - 4, 0))
-    return longest + -length % (distance // multiple * multiple)
+    length = multiple
+    while length < longest + gen_length:
+        room = math.floor((length + 1) * (1 + waste)) - length  # for the shortest canvas that this one is too short for
+        length += max(room // multiple, 1) * multiple
+    largest = max(most, longest) + gen_length
+    return min(length, largest + -largest % multiple) - gen_length
 
 
 def pad_prompts(

@@ -102,9 +102,10 @@ class Decoder:
     def batches(self, lengths: Sequence[int]) -> list[list[int]]:
         """Indices of prompts to decode together: `decode.batch_size` of them, the shortest first.
 
-        They are taken in the order of their padded lengths: full batches and few programs count for more than padding.
+        Every batch but the last is full, whatever buckets its prompts would have alone: it runs in that of its longest.
+        Which prompts are together, and in which bucket, is the same for all decoders of a sweep.
         """
-        order = sorted(range(len(lengths)), key=lambda index: self._prompt_length(lengths[index]))
+        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
         size = self.config.decode.batch_size
         return [order[at : at + size] for at in range(0, len(order), size)]
 
@@ -131,15 +132,17 @@ class Decoder:
         timing = Timing(compiled - begin, time.perf_counter() - started, made.programs, made.cache_hits)
         return self._result(final, engine.geometry, timing, rows=len(prompts))
 
-    def _prompt_length(self, longest: int) -> int:
-        return bucketed_prompt_length(longest, self.config.decode.gen_length, multiple=self.length_multiple)
-
     def engine(self, longest: int) -> Engine:
         """The program's argument for a batch whose longest prompt has this many tokens."""
-        geometry = Geometry(self._prompt_length(longest), self.config.decode.gen_length, self.block_length)
+        decode = self.config.decode
+        prompt_length = bucketed_prompt_length(
+            longest, decode.gen_length, multiple=self.length_multiple, waste=decode.bucket_waste,
+            most=self.longest_prompt,
+        )  # fmt: skip
+        geometry = Geometry(prompt_length, decode.gen_length, self.block_length)
         geometry = dataclasses.replace(geometry, slack=self.cache.columns(geometry) - geometry.length)
         # With a cache rows end in the block that they decode, which is then their last: no full forward follows.
-        shrinks = self.stop and self.config.decode.cache == "none"
+        shrinks = self.stop and decode.cache == "none"
         canvases = shorter_canvases(geometry, multiple=self.length_multiple) if shrinks else (geometry,)
         return Engine(
             graphdef=self.model.graphdef, params=self.model.params, policy=self.policy, sampler=self.sampler,

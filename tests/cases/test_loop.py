@@ -1,5 +1,6 @@
 """Models whose numbers are no numbers, or that would rather not answer, through the command line."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -15,6 +16,7 @@ from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.settings import DecodeSettings
 from tests.cases.conftest import Ran, Run
+from tests.traces import GOLDENS
 
 SHORT = ("decode.gen_length=16", "input.prompt=x")
 POLICIES = ("low_confidence", "threshold", "factor", "dico", "learn2pd", "entropy")
@@ -110,10 +112,30 @@ def test_masks_that_a_decoder_leaves_are_named(run: Run) -> None:
     assert row["masks_left"] == row["output_ids"].count(2) > 0
 
 
-def test_few_programs_for_prompts_of_any_length() -> None:
-    decoder = Decoder(load_model("llada-tiny"), Config(decode=DecodeSettings(batch_size=8, gen_length=64)))
-    lengths = np.linspace(20, 1500, 60).astype(int).tolist()
-    batches = decoder.batches(lengths)
-    assert sorted(itertools.chain(*batches)) == list(range(60))
-    assert len(batches) == 8
-    assert len({decoder.engine(max(lengths[i] for i in batch)).geometry for batch in batches}) <= 8
+@pytest.mark.parametrize(
+    ("batch_size", "waste", "batches", "programs"),
+    [(1, 0.0, 60, 47), (1, 0.12, 60, 26), (1, 0.5, 60, 9), (8, 0.0, 8, 8), (8, 0.12, 8, 8), (8, 0.5, 8, 5)],
+)
+def test_few_programs_for_prompts_of_any_length(batch_size: int, waste: float, batches: int, programs: int) -> None:
+    decode = DecodeSettings(batch_size=batch_size, gen_length=64, bucket_waste=waste)
+    model = load_model(str(GOLDENS / "checkpoints" / "llada-tiny"))
+    lengths = np.random.default_rng(0).permutation(np.linspace(20, 1500, 60).astype(int)).tolist()
+    shapes = None
+    for changed in ({}, {"policy": "dico", "cache": "dual"}, {"policy": "entropy", "block_length": 0, "steps": 8}):
+        decoder = Decoder(model, Config(decode=dataclasses.replace(decode, **changed)))
+        found = decoder.batches(lengths)
+        assert sorted(itertools.chain(*found)) == list(range(60))
+        columns = [decoder.engine(max(lengths[i] for i in batch)).geometry.columns for batch in found]
+        assert (len(found), len(set(columns))) == (batches, programs)
+        assert shapes in (None, (found, columns))  # all decoders of a sweep have the same
+        shapes = found, columns
+
+
+@pytest.mark.parametrize("length", [100, 128])
+def test_no_bucket_is_longer_than_the_model_allows(length: int) -> None:
+    model = load_model("llada-tiny")
+    decoder = Decoder(model, Config(decode=DecodeSettings(batch_size=1, gen_length=64, bucket_waste=2.0)))
+    assert (decoder.longest_prompt, decoder.engine(length).geometry.length) == (128, model.config.max_length)
+    exact = Decoder(model, Config(decode=DecodeSettings(batch_size=1, gen_length=64, bucket_waste=0.0)))
+    prompt = [1, 3, *np.random.default_rng(0).integers(5, 500, length - 2).tolist()]
+    np.testing.assert_array_equal(decoder([prompt]).tokens_BG, exact([prompt]).tokens_BG)

@@ -21,8 +21,27 @@ def test_only_real_columns_before_the_end_are_attended_to() -> None:
     np.testing.assert_array_equal(mask[:, 0, 0], [[0, 0, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
 
 
-@given(longest=st.integers(1, 500), gen_length=st.integers(1, 300), multiple=st.sampled_from([32, 64]))
-def test_a_bucket_holds_the_prompt_and_wastes_little(longest: int, gen_length: int, multiple: int) -> None:
-    bucket = bucketed_prompt_length(longest, gen_length, multiple=multiple)
-    assert longest <= bucket < longest + max(multiple, (longest + gen_length) / 8 + 1)
-    assert (bucket + gen_length) % multiple == 0
+@given(
+    longest=st.integers(1, 4000), gen_length=st.integers(1, 1200), multiple=st.sampled_from([32, 64, 128]),
+    waste=st.sampled_from([0.0, 0.12, 0.5, 3.0]), room=st.integers(0, 500),
+)  # fmt: skip
+def test_a_bucket_holds_the_prompt_and_wastes_little(
+    longest: int, gen_length: int, multiple: int, waste: float, room: int
+) -> None:
+    needed, most = longest + gen_length, longest + room
+    bucket = bucketed_prompt_length(longest, gen_length, multiple=multiple, waste=waste, most=most)
+    length = bucket + gen_length
+    assert bucket >= longest
+    assert length % multiple == 0
+    assert length - needed < multiple or length <= needed * (1 + waste)
+    assert length - multiple < most + gen_length  # no longer than the longest prompt makes it, were it alone
+
+
+def test_buckets_grow_with_the_prompts() -> None:
+    def lengths(waste: float) -> list[int]:
+        buckets = (bucketed_prompt_length(n, 64, multiple=64, waste=waste, most=1984) for n in range(1, 1985))
+        return [bucket + 64 for bucket in dict.fromkeys(buckets)]
+
+    assert lengths(0) == list(range(128, 2049, 64))
+    assert lengths(0.12) == [*range(128, 1025, 64), 1088, 1216, 1344, 1472, 1600, 1792, 1984, 2048]
+    assert lengths(0.5) == [128, 192, 256, 384, 576, 832, 1216, 1792, 2048]

@@ -120,3 +120,4 @@ def test_prefix_widths_cover_every_suffix_with_few_programs() -> None:
         assert all(width >= 8 * (blocks - block) for block, width in enumerate(widths))
         slack = strategy.columns(geometry) - geometry.length
         assert slack <= 8 * -(-blocks // caching.MAX_WIDTHS)
+        assert caching.BlockCache(caching.prefix_widths, lead=1).columns(geometry) == geometry.length + slack
