@@ -19,8 +19,7 @@ from dllm_jax.decoding.generate import Decoder, decode_all
 from dllm_jax.decoding.state import DecodeResult
 from dllm_jax.decoding.vocabulary import check_shared
 from dllm_jax.errors import UsageError
-from dllm_jax.models.cache import causal_mask
-from dllm_jax.models.model import Model
+from dllm_jax.models.model import Model, computing
 
 __all__ = ["decode", "load_model", "logits"]
 
@@ -52,7 +51,8 @@ def logits(
     if not (length_B.min() >= 1 and length_B.max() <= config.max_length):
         wrong = length_B.max() if length_B.min() >= 1 else 0
         raise UsageError(f"tokens_BL: expected rows of 1 to {config.max_length} valid tokens, got {wrong}")
-    return np.asarray(_logits(model.graphdef, model.params, tokens, valid))
+    with computing(model.mesh):
+        return np.asarray(_logits(model.graphdef, model.params, tokens, valid))
 
 
 @jax.jit
@@ -61,11 +61,7 @@ def _logits(
 ) -> Float[Array, "B L V"]:
     module = nnx.merge(graphdef, params)
     positions_BL = jnp.cumsum(valid_BL, axis=1) - 1
-    mask = valid_BL[:, None, None, :]
-    if module.config.causal:
-        length = tokens_BL.shape[1]
-        mask = mask & causal_mask(jnp.arange(length)[None], keys=length)
-    hidden_BLD, _ = module(tokens_BL, positions_BL, mask=mask)
+    hidden_BLD, _ = module(tokens_BL, positions_BL, real_BS=valid_BL)
     return module.unembed(hidden_BLD).astype(jnp.float32)
 
 

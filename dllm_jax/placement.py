@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
 from dllm_jax.checkpoints import files, layout
-from dllm_jax.checkpoints.load import dtype_on, resolve, tuned
+from dllm_jax.checkpoints.load import dtype_on, resolve
 from dllm_jax.config import Config, block_schedule, wants_verifier
 from dllm_jax.decoding.caching import shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length
@@ -50,7 +50,7 @@ class Shapes(NamedTuple):
         model, dtype = model_shape(config, platform=platform)
         folder = verifier_folder(config)
         verifier = files.read_config(resolve(folder, field="verifier.path")) if folder else None
-        return cls(model, verifier and tuned(verifier, dtype=dtype, platform=platform), dtype, platform)
+        return cls(model, verifier, dtype, platform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def model_shape(config: Config, *, platform: str) -> tuple[TransformerConfig, np
         raise UsageError(f"model.preset: expected one of {', '.join(PRESETS)}, got {settings.preset!r}")
     shape = PRESETS[settings.preset] if settings.preset else files.read_config(resolve(settings.path))
     dtype = dtype_on(platform, settings.dtype)
-    return tuned(shape, dtype=dtype, platform=platform), dtype
+    return shape, dtype
 
 
 def verifier_folder(config: Config) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dllm_jax.errors import UsageError
-from dllm_jax.models.model import Model
+from dllm_jax.models.model import Model, computing
 
 
 def with_eos_logit(model: Model, logit: float, *, gen_length: int) -> Model:
@@ -32,10 +32,11 @@ def with_eos_logit(model: Model, logit: float, *, gen_length: int) -> Model:
     def changed(params: nnx.State) -> nnx.State:
         module = nnx.merge(model.graphdef, params)
         tokens_1T = jnp.full((1, gen_length), mask_id)
-        hidden_1TD, _ = module(tokens_1T, jnp.arange(gen_length)[None], mask=jnp.ones((1, 1, 1, gen_length), bool))
+        hidden_1TD, _ = module(tokens_1T, jnp.arange(gen_length)[None], real_BS=jnp.ones((1, gen_length), bool))
         mean_D = jnp.mean(hidden_1TD[0].astype(jnp.float32), axis=0)
         column_D = logit * mean_D / jnp.sum(mean_D**2)
         module.head[...] = module.head[...].at[:, eos_id].set(column_D.astype(model.dtype))
         return nnx.state(module)
 
-    return dataclasses.replace(model, params=changed(model.params))
+    with computing(model.mesh):
+        return dataclasses.replace(model, params=changed(model.params))

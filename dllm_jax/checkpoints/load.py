@@ -87,7 +87,6 @@ def load_model(
         kind = _stored_dtype(stored) if converted else hf.stored_dtype(tensors)
     else:
         kind = dtype_on(platform, dtype)
-    config = tuned(config, dtype=kind, platform=platform)
     graphdef, abstract = abstract_model(config, dtype=kind)
     shardings = weight_shardings(abstract, mesh)
     check_fits(bytes_per_device(abstract, shardings), mesh, field=field, got=str(path))
@@ -121,15 +120,6 @@ def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.
 
 def _stored_dtype(stored: Mapping[str, jax.ShapeDtypeStruct]) -> np.dtype:
     return jnp.result_type(*{leaf.dtype for leaf in stored.values()})
-
-
-def tuned(config: TransformerConfig, *, dtype: np.dtype, platform: str) -> TransformerConfig:
-    """The configuration with the attention kernel that suits a platform ("cpu", "gpu", "tpu") and a dtype."""
-    if platform == "gpu" and dtype.itemsize == 2:
-        return dataclasses.replace(config, attention_kernel="cudnn")
-    if platform != "gpu" and dtype == jnp.float16:
-        return dataclasses.replace(config, attention_kernel="xla_wide")
-    return config
 
 
 def dtype_on(platform: str, name: str) -> np.dtype:

@@ -158,9 +158,10 @@ class Engine:
             is_prompt = columns < self.geometry.prompt_length
             tokens_BT = paired(tokens_BT, jnp.where(is_prompt, self.mask_id, tokens_BT))
         positions_BT = self._paired(canvas.positions(columns, state.pad_B))
-        mask = self._paired(canvas.key_mask(state.pad_B, span.seen_B, columns=keys))
+        real_BS = self._paired(canvas.real_columns(state.pad_B, span.seen_B, columns=keys))
         kept = None if span.run_B is None else self._paired(columns >= span.run_B[:, None])
-        return self.model(tokens_BT, positions_BT, mask=mask, cache=cache, start=self._paired(span.first), kept_BT=kept)
+        start = self._paired(span.first)
+        return self.model(tokens_BT, positions_BT, real_BS=real_BS, cache=cache, start=start, kept_BT=kept)
 
     def _look(
         self, carry: Carry, hidden: Float[Array, "rows T D"], span: Span, predicted: Slots, slots: Slots, *,

@@ -18,7 +18,7 @@ from dllm_jax.decoding.prediction import guide, paired
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import batch_multiple, batch_shardings
 from dllm_jax.models.layers import wide
-from dllm_jax.models.model import Model
+from dllm_jax.models.model import Model, computing
 
 LENGTH_MULTIPLE = 64  # canvases are padded to it, so that answers of many lengths share a compiled program
 
@@ -77,10 +77,11 @@ def per_sample_loss(
     batch: Any = (np.pad(perturbed_BL, ((0, 0), (0, padding))), p_mask_B)
     if batch_size % batch_multiple(model.mesh) == 0:
         batch = jax.device_put(batch, batch_shardings(batch, model.mesh))
-    return _losses(
-        model.graphdef, model.params, *batch, np.pad(target_L, (0, padding)),
-        _mask_id(model), prompt_length, length, cfg_scale, guided=cfg_scale > 0,
-    )  # fmt: skip
+    with computing(model.mesh):
+        return _losses(
+            model.graphdef, model.params, *batch, np.pad(target_L, (0, padding)),
+            _mask_id(model), prompt_length, length, cfg_scale, guided=cfg_scale > 0,
+        )  # fmt: skip
 
 
 def _mask_id(model: Model) -> int:
@@ -113,8 +114,7 @@ def _losses(
     if guided:
         canvases_NL = paired(tokens_BL, jnp.where(in_prompt_L[None, :], mask_id, tokens_BL))
     positions_NL = jnp.broadcast_to(column_L[None, :], canvases_NL.shape)
-    mask_N11L = jnp.broadcast_to(real_L[None, None, None, :], (len(canvases_NL), 1, 1, len(column_L)))
-    hidden_NLD, _ = module(canvases_NL, positions_NL, mask=mask_N11L)
+    hidden_NLD, _ = module(canvases_NL, positions_NL, real_BS=jnp.broadcast_to(real_L[None, :], canvases_NL.shape))
 
     def add_columns(total_B: Float[Array, "B"], start: Int[Array, ""]) -> tuple[Float[Array, "B"], None]:
         hidden_NCD, masked_BC, target_C = (

@@ -1,4 +1,4 @@
-"""Keys and values of one layer, the one way they are written, and what a causal query sees of them."""
+"""Keys and values of one layer, and the one way they are written."""
 
 import jax
 import jax.numpy as jnp
@@ -50,13 +50,3 @@ def write(
 def widened(cache: Cache, *, columns: int) -> Cache:
     """The cache with empty columns on the right, up to `columns` in all."""
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, columns - x.shape[1]), (0, 0), (0, 0))), cache)
-
-
-def causal_mask(columns_BT: Int[Array, "#B T"], *, keys: int) -> Bool[Array, "#B 1 T S"]:
-    """True where a key is not behind the query.
-
-    Args:
-        columns_BT: column of every query among the keys, not its position: left padding counts.
-        keys: S, columns of the cache (or of the tokens, without one).
-    """
-    return (jnp.arange(keys)[None, None, :] <= columns_BT[:, :, None])[:, None]

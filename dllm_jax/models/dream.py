@@ -23,5 +23,5 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     """
     require(fields, ["mask_token_id"])
     return dataclasses.replace(
-        qwen2.parse_config(fields), causal=False, logit_shift=1, mask_id=first_token_id(fields, "mask_token_id")
+        qwen2.parse_config(fields), causal_block=0, logit_shift=1, mask_id=first_token_id(fields, "mask_token_id")
     )

@@ -4,17 +4,14 @@ Shape letters: B batch, T queries, S keys, D model width, K key/value heads, G q
 H head width, F hidden width of the MLP, V vocabulary.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.mesh import DECODING, constrain
+from dllm_jax.models.attention import Visible, attend
 from dllm_jax.models.cache import LayerCache, write
-
-CUDNN_LENGTH_MULTIPLE = 64
 
 
 def parameter(
@@ -76,36 +73,6 @@ def rotate(x: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"], *, theta
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)
 
 
-def attend(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S K H"],
-    v: Float[Array, "B S K H"],
-    *,
-    mask: Bool[Array, "B 1 #T S"],
-    kernel: str,
-) -> Float[Array, "B T N H"]:
-    """Scaled dot-product attention; the one place that chooses a kernel.
-
-    Args:
-        q: queries, N = K * G heads, head n reads key/value head n // G.
-        k: keys, rotated.
-        v: values.
-        mask: True where a query may look at a key.
-        kernel: "xla" anywhere; "cudnn" on NVIDIA GPUs in 16 bits, for lengths it accepts (others fall back to XLA);
-            "xla_wide" computes in float32, where float16 products cannot be summed in float32 (CPU, TPU).
-            A TPU kernel would be another name here.
-    """
-    if kernel == "xla_wide":
-        return attend(wide(q), wide(k), wide(v), mask=mask, kernel="xla").astype(q.dtype)
-    batch, queries, _, head_dim = q.shape
-    keys = k.shape[1]
-    fits_cudnn = queries % CUDNN_LENGTH_MULTIPLE == 0 and keys % CUDNN_LENGTH_MULTIPLE == 0 and head_dim % 8 == 0
-    implementation: Literal["cudnn", "xla"] = "xla"
-    if kernel == "cudnn" and fits_cudnn:
-        implementation, mask = "cudnn", jnp.broadcast_to(mask, (batch, 1, queries, keys))  # it takes whole masks only
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
-
-
 class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions.
 
@@ -114,11 +81,11 @@ class Attention(nnx.Module):
     """
 
     def __init__(
-        self, dim: int, *, kv_heads: int, groups: int, head_dim: int, theta: float, bias: bool, kernel: str,
-        dtype: jnp.dtype, rngs: nnx.Rngs,
+        self, dim: int, *, kv_heads: int, groups: int, head_dim: int, theta: float, bias: bool, dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ) -> None:  # fmt: skip
         self.groups = groups
-        self.theta, self.kernel = theta, kernel
+        self.theta = theta
         init = nnx.initializers.normal(0.02)
         qkv_shape = (kv_heads, self.groups + 2, head_dim)
         qkv_axes = ("kv_heads", "qkv", "head_dim")
@@ -132,7 +99,7 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         positions_BT: Int[Array, "B T"],
-        mask: Bool[Array, "B 1 #T S"],
+        seen: Visible,
         *,
         cache: LayerCache | None,
         start: Int[Array, ""] | Int[Array, "B"] | None,
@@ -147,11 +114,9 @@ class Attention(nnx.Module):
         batch, queries, kv_heads, groups, head_dim = q.shape
         q = rotate(q.reshape(batch, queries, kv_heads * groups, head_dim), positions_BT, theta=self.theta)
         own = LayerCache(k=rotate(k, positions_BT, theta=self.theta), v=v)
-        seen = own if cache is None else write(cache, own, start, kept_BT=kept_BT)
-        heads = attend(q, seen.k, seen.v, mask=mask, kernel=self.kernel).reshape(
-            batch, queries, kv_heads, groups, head_dim
-        )
-        return jnp.einsum("btkgh,kghd->btd", heads, weight(self.out, heads)), seen
+        keys = own if cache is None else write(cache, own, start, kept_BT=kept_BT)
+        heads = attend(q, keys.k, keys.v, seen=seen).reshape(batch, queries, kv_heads, groups, head_dim)
+        return jnp.einsum("btkgh,kghd->btd", heads, weight(self.out, heads)), keys
 
 
 class SwiGLU(nnx.Module):

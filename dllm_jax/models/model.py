@@ -36,7 +36,7 @@ class Model:
 
 
 @contextlib.contextmanager
-def computing(mesh: Mesh, *, precision: str) -> Iterator[None]:
+def computing(mesh: Mesh, *, precision: str = "default") -> Iterator[None]:
     """Inside it programs keep their activations on a mesh by its rules, and have the precision asked for.
 
     Args:

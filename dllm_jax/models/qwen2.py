@@ -69,7 +69,7 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         max_length=fields["max_position_embeddings"],
         qkv_bias=fields.get("attention_bias") is not False,
         tied_embeddings=fields.get("tie_word_embeddings"),
-        causal=True,
+        causal_block=1,
         eos_id=first_token_id(fields, "eos_token_id"),
     )
 

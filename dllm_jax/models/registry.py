@@ -37,7 +37,7 @@ PRESETS = {
     "qwen2_0_5b": TransformerConfig(
         family="qwen2", num_layers=24, embed_dim=896, num_heads=14, num_kv_heads=2, head_dim=64, mlp_dim=4864,
         vocab_size=151936, rope_theta=1e6, norm_eps=1e-6, max_length=32768, qkv_bias=True, tied_embeddings=True,
-        causal=True, eos_id=151643,
+        causal_block=1, eos_id=151643,
     ),
 }  # fmt: skip
 

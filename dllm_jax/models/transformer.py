@@ -1,4 +1,4 @@
-"""The one transformer behind every family: pure (tokens, positions, mask, cache) -> (hidden, cache), and its head.
+"""The one transformer behind every family: pure (tokens, positions, real, cache) -> (hidden, cache), and its head.
 
 Families differ in the fields of `TransformerConfig` and in the names of their tensors (`llada.py`, ...). Nothing here
 samples, pads or knows what a canvas is. Layers are a list, not a scan: unrolled they decode faster (README,
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.mesh import constrain
+from dllm_jax.models.attention import Visible, visible
 from dllm_jax.models.cache import Cache, LayerCache
 from dllm_jax.models.layers import Attention, RMSNorm, SwiGLU, parameter, weight
 
@@ -35,14 +36,18 @@ class TransformerConfig:
     max_length: int  # longest prompt + generation
     qkv_bias: bool = False
     tied_embeddings: bool | None = False  # None: config.json does not say, what is stored decides
-    causal: bool = False
+    causal_block: int = 0  # 0: a position sees all others; n: those up to the end of its block of n; 1: causal
     logit_shift: int = 0  # 1: a position is predicted by the hidden state of its left neighbour (Dream)
     mask_id: int | None = None  # the [MASK] token; None for autoregressive models
     eos_id: int  # end of text, also what fills the output behind it
     other_end_ids: tuple[int, ...] = ()  # further tokens that end a text, such as the end of a turn
     pad_ids: tuple[int, ...] = ()  # the padding of other frameworks; ends a text, unless it is ordinary text
-    attention_kernel: str = "xla"  # see layers.attend
     kv_copies: int = 1  # of every key/value head, each with a part of its query heads; see `on_mesh`
+
+    @property
+    def causal(self) -> bool:
+        """Whether a position sees itself and those before it only."""
+        return self.causal_block == 1
 
     @property
     def stored_kv_heads(self) -> int:
@@ -84,7 +89,7 @@ class Block(nnx.Module):
         self.attention_norm = RMSNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
         self.attention = Attention(
             dim, kv_heads=config.stored_kv_heads, groups=config.stored_groups, head_dim=config.head_dim,
-            theta=config.rope_theta, bias=config.qkv_bias, kernel=config.attention_kernel, dtype=dtype, rngs=rngs,
+            theta=config.rope_theta, bias=config.qkv_bias, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.mlp_norm = RMSNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
         self.mlp = SwiGLU(dim, hidden_dim=config.mlp_dim, dtype=dtype, rngs=rngs)
@@ -93,18 +98,18 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B T D"],
         positions_BT: Int[Array, "B T"],
-        mask: Bool[Array, "B 1 #T S"],
+        seen: Visible,
         *,
         cache: LayerCache | None,
         start: Int[Array, ""] | Int[Array, "B"] | None,
         kept_BT: Bool[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
         """One layer; returns the keys and values that were attended to."""
-        attended, seen = self.attention(
-            self.attention_norm(x), positions_BT, mask, cache=cache, start=start, kept_BT=kept_BT
+        attended, keys = self.attention(
+            self.attention_norm(x), positions_BT, seen, cache=cache, start=start, kept_BT=kept_BT
         )
         x = constrain(x + attended, "batch", None, None)
-        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None), seen
+        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None), keys
 
 
 class Transformer(nnx.Module):
@@ -125,7 +130,8 @@ class Transformer(nnx.Module):
         tokens_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
         *,
-        mask: Bool[Array, "B 1 #T S"],
+        real_BS: Bool[Array, "B S"],
+        segment_BT: Int[Array, "B T"] | None = None,
         cache: Cache | None = None,
         start: Int[Array, ""] | Int[Array, "B"] | None = None,
         kept_BT: Bool[Array, "B T"] | None = None,
@@ -135,7 +141,9 @@ class Transformer(nnx.Module):
         Args:
             tokens_BT: token ids.
             positions_BT: rotary position of every token.
-            mask: True where a query may look at a key; S = T without a cache, the cache's columns with one.
+            real_BS: the keys that hold text; S = T without a cache, the cache's columns with one. Which of them a
+                query sees is in the configuration.
+            segment_BT: which sample of a packed row a token belongs to; it sees no other. Without a cache only.
             cache: keys and values of every layer; those of the tokens given are written into it first.
             start: with a cache, the column of the first token, for all rows or per row.
             kept_BT: with a cache, True for columns whose keys and values stay as they are there; None: for none.
@@ -144,12 +152,13 @@ class Transformer(nnx.Module):
             Hidden states before the final norm's head projection (already normalised), and the cache attended to.
         """
         x = constrain(weight(self.embedding)[tokens_BT], "batch", None, None)
-        seen: Cache = []
+        seen = visible(real_BS, positions_BT, start=start, causal_block=self.config.causal_block, segment_BT=segment_BT)
+        caches: Cache = []
         for index, layer in enumerate(self.layers):
             old = None if cache is None else cache[index]
-            x, layer_cache = layer(x, positions_BT, mask, cache=old, start=start, kept_BT=kept_BT)
-            seen.append(layer_cache)
-        return self.final_norm(x), seen
+            x, layer_cache = layer(x, positions_BT, seen, cache=old, start=start, kept_BT=kept_BT)
+            caches.append(layer_cache)
+        return self.final_norm(x), caches
 
     def unembed(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of the positions given, accumulated and returned in float32 (float64 for a float64 model)."""

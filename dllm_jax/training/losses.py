@@ -10,7 +10,6 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.data.packing import Batch
-from dllm_jax.models.cache import causal_mask
 from dllm_jax.models.transformer import Transformer
 
 LOGIT_BYTES = 2**28  # float32 logits that exist at a time; a real vocabulary has gigabytes of them in a batch
@@ -33,13 +32,10 @@ def answer_sums(module: Transformer, batch: Batch) -> AnswerSums:
         batch: rows whose samples all begin with a prompt, so that no answer follows another sample directly.
     """
     tokens_BT, is_answer_BT, positions_BT, segments_BT = map(jnp.asarray, batch)
-    length = tokens_BT.shape[1]
-    same_sample = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]
-    mask = same_sample & causal_mask(jnp.arange(length)[None], keys=length)
-    hidden_BTD, _ = module(tokens_BT, positions_BT, mask=mask)
+    hidden_BTD, _ = module(tokens_BT, positions_BT, real_BS=segments_BT > 0, segment_BT=segments_BT)
     target_BT = jnp.roll(tokens_BT, -1, axis=1)
     counted_BT = jnp.roll(is_answer_BT, -1, axis=1).at[:, -1].set(False)
-    pieces = _pieces(tokens_BT.size * module.config.vocab_size * 4, length)
+    pieces = _pieces(tokens_BT.size * module.config.vocab_size * 4, tokens_BT.shape[1])
     sliced = [jnp.stack(jnp.split(x, pieces, axis=1)) for x in (hidden_BTD, target_BT, counted_BT)]
     sums = jax.lax.map(jax.checkpoint(lambda piece: _piece_sums(module, *piece)), sliced)
     return jax.tree.map(jnp.sum, sums)

@@ -161,7 +161,7 @@ def verifier_shape(
         norm_eps=NORM_EPS,
         max_length=teacher.max_length,
         qkv_bias=True,
-        causal=True,
+        causal_block=1,
         eos_id=teacher.eos_id,
         other_end_ids=end_ids[1:],
     )

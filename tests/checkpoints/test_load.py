@@ -8,10 +8,9 @@ import pytest
 from dllm_jax import mesh
 from dllm_jax.checkpoints import layout
 from dllm_jax.checkpoints.convert import convert
-from dllm_jax.checkpoints.load import load_model, resolve, tuned
+from dllm_jax.checkpoints.load import load_model, resolve
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
-from dllm_jax.models.registry import PRESETS
 from tests.checkpoints.folders import GQA, TINY, copied
 
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 4), (2, 2, 2)]
@@ -78,19 +77,6 @@ def test_a_mesh_may_take_fewer_devices_and_none_takes_the_first():
 def test_dtypes(dtype, expected):
     model = load_model("llada-tiny", dtype=dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(expected)}
-
-
-@pytest.mark.parametrize(
-    ("platform", "dtype", "kernel"),
-    [
-        ("gpu", jnp.bfloat16, "cudnn"),
-        ("gpu", jnp.float32, "xla"),
-        ("cpu", jnp.bfloat16, "xla"),
-        ("cpu", jnp.float16, "xla_wide"),
-    ],
-)
-def test_the_attention_kernel_follows_platform_and_dtype(platform, dtype, kernel):
-    assert tuned(PRESETS["llada_8b"], dtype=jnp.dtype(dtype), platform=platform).attention_kernel == kernel
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float64", ""])

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, key_mask, pad_prompts, positions
+from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts, positions, real_columns
 
 
 def test_prompts_are_padded_on_the_left_and_masks_follow() -> None:
@@ -17,8 +17,8 @@ def test_prompts_are_padded_on_the_left_and_masks_follow() -> None:
 
 
 def test_only_real_columns_before_the_end_are_attended_to() -> None:
-    mask = key_mask(jnp.array([2, 0]), jnp.array([5, 3]), columns=6)
-    np.testing.assert_array_equal(mask[:, 0, 0], [[0, 0, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
+    mask = real_columns(jnp.array([2, 0]), jnp.array([5, 3]), columns=6)
+    np.testing.assert_array_equal(mask, [[0, 0, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
 
 
 @given(

@@ -50,11 +50,13 @@ def test_a_window_over_a_fresh_cache_equals_the_full_forward() -> None:
     model = load_model(TINY)
     module = nnx.merge(model.graphdef, model.params)
     tokens = jnp.array([PROMPTS[2]] * 2)
-    positions, mask = jnp.arange(15)[None].repeat(2, axis=0), jnp.ones((2, 1, 1, 15), bool)
-    whole, cache = module(tokens, positions, mask=mask)
+    positions, real_BS = jnp.arange(15)[None].repeat(2, axis=0), jnp.ones((2, 15), bool)
+    whole, cache = module(tokens, positions, real_BS=real_BS)
     start_B, rows = np.array([3, 8]), np.arange(2)[:, None]
     columns = start_B[:, None] + np.arange(6)
-    part, _ = module(tokens[rows, columns], jnp.asarray(columns), mask=mask, cache=cache, start=jnp.asarray(start_B))
+    part, _ = module(
+        tokens[rows, columns], jnp.asarray(columns), real_BS=real_BS, cache=cache, start=jnp.asarray(start_B)
+    )
     np.testing.assert_allclose(part, whole[rows, columns], rtol=0, atol=1e-5)
 
 

@@ -19,7 +19,7 @@ from dllm_jax.decoding import text
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models import qwen2, registry
-from dllm_jax.models.cache import LayerCache, causal_mask
+from dllm_jax.models.cache import LayerCache
 from dllm_jax.models.model import Model, abstract_model
 from dllm_jax.settings import TokenizerSettings
 from tests.checkpoints.folders import same_bits, tensors, with_fields, with_tensors
@@ -53,8 +53,7 @@ def incremental(model: Model, *, prefill: int, widths: list[int], starts_SB: np.
         real = jnp.arange(TOKENS.shape[1])[None] >= PAD[:, None]
         hidden, cache = module(
             jnp.asarray(TOKENS[rows, columns_BT]), jnp.asarray(columns_BT - PAD[:, None]),
-            mask=causal_mask(jnp.asarray(columns_BT), keys=TOKENS.shape[1]) & real[:, None, None],
-            cache=cache, start=jnp.asarray(start_B),
+            real_BS=real, cache=cache, start=jnp.asarray(start_B),
         )  # fmt: skip
         out[rows, columns_BT] = module.unembed(hidden)
     return out
