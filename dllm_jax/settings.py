@@ -112,7 +112,7 @@ class DecodeSettings:
     eps: float = setting(1e-3, "time at which the schedule of Dream's orders ends")
     batch_size: int = setting(8, "prompts decoded together")
     bucket_waste: float = setting(
-        0.12, "share by which a canvas (prompt and generation) may be padded, for fewer compiled programs (0: no more "
+        0.125, "share by which a canvas (prompt and generation) may be padded, for fewer compiled programs (0: no more "
         "than the device's multiple of columns needs)",
     )  # fmt: skip
     seed: int = setting(0, "seed of every random draw")

@@ -23,7 +23,7 @@ def get_config(name):
 """
 THRESHOLDS = """
 from configs import threshold
-VARIANTS = {"low": (0.3, 0.12), "high": (0.99, 0.12), "coarse": (0.3, 9.0)}
+VARIANTS = {"low": (0.3, 0.125), "high": (0.99, 0.125), "coarse": (0.3, 9.0)}
 def get_config(name):
     config = threshold.get_config()
     config.threshold.value, config.decode.bucket_waste = VARIANTS[name]

@@ -114,7 +114,7 @@ def test_masks_that_a_decoder_leaves_are_named(run: Run) -> None:
 
 @pytest.mark.parametrize(
     ("batch_size", "waste", "batches", "programs"),
-    [(1, 0.0, 60, 47), (1, 0.12, 60, 26), (1, 0.5, 60, 9), (8, 0.0, 8, 8), (8, 0.12, 8, 8), (8, 0.5, 8, 5)],
+    [(1, 0.0, 60, 47), (1, 0.125, 60, 25), (1, 0.5, 60, 9), (8, 0.0, 8, 8), (8, 0.125, 8, 8), (8, 0.5, 8, 5)],
 )
 def test_few_programs_for_prompts_of_any_length(batch_size: int, waste: float, batches: int, programs: int) -> None:
     decode = DecodeSettings(batch_size=batch_size, gen_length=64, bucket_waste=waste)

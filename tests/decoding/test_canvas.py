@@ -23,7 +23,7 @@ def test_only_real_columns_before_the_end_are_attended_to() -> None:
 
 @given(
     longest=st.integers(1, 4000), gen_length=st.integers(1, 1200), multiple=st.sampled_from([32, 64, 128]),
-    waste=st.sampled_from([0.0, 0.12, 0.5, 3.0]), room=st.integers(0, 500),
+    waste=st.sampled_from([0.0, 0.125, 0.5, 3.0]), room=st.integers(0, 500),
 )  # fmt: skip
 def test_a_bucket_holds_the_prompt_and_wastes_little(
     longest: int, gen_length: int, multiple: int, waste: float, room: int
@@ -43,5 +43,5 @@ def test_buckets_grow_with_the_prompts() -> None:
         return [bucket + 64 for bucket in dict.fromkeys(buckets)]
 
     assert lengths(0) == list(range(128, 2049, 64))
-    assert lengths(0.12) == [*range(128, 1025, 64), 1088, 1216, 1344, 1472, 1600, 1792, 1984, 2048]
+    assert lengths(0.125) == [*range(128, 1025, 64), 1152, 1280, 1408, 1536, 1728, 1920, 2048]
     assert lengths(0.5) == [128, 192, 256, 384, 576, 832, 1216, 1792, 2048]
