@@ -43,7 +43,6 @@ OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROF
 COMPILATION_CACHE = "~/.cache/dllm_jax/programs"
 # Set unless the user did: tokenizers come from local folders only, and transformers need not say that torch is missing.
 _ENVIRONMENT = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-# Added to XLA_FLAGS unless the user gave it: on GPUs cuBLAS reads the weights of a small batch faster than Triton.
 _XLA_FLAG = "--xla_gpu_enable_triton_gemm"
 
 
@@ -96,7 +95,9 @@ def execute(
         if given.help:
             _print_help(usage(description, argv[0]), given.config, values, schema)
             return 0
-        return main(build(schema, _override(values, overrides, schema)))
+        config = build(schema, _override(values, overrides, schema))
+        _prefer_cublas(config)
+        return main(config)
 
     return guarded(body)
 
@@ -154,8 +155,16 @@ def _prepare_environment(*, compilation_cache: str) -> None:
         wanted |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+
+
+def _prefer_cublas(config: Any) -> None:
+    """Turns Triton's matrix products off, unless the user set them or weights are quantized.
+
+    cuBLAS reads the weights of a small batch faster; but only Triton reads integers without a converted copy of them.
+    """
     flags_given = os.environ.get("XLA_FLAGS", "")
-    if _XLA_FLAG not in flags_given:
+    quantized = getattr(getattr(config, "model", None), "quantize", "")
+    if _XLA_FLAG not in flags_given and not quantized:
         os.environ["XLA_FLAGS"] = f"{flags_given} {_XLA_FLAG}=false".strip()
 
 

@@ -151,8 +151,10 @@ def validate(config: Config) -> None:
         at_least(f"bench.{name}", getattr(config.bench, name), 1)
     numbers("bench.batch_sizes", config.bench.batch_sizes)
     numbers("plan.prompt_length", config.plan.prompt_length)
-    if config.bench.eos_logit and not config.model.preset:
-        raise UsageError(f"bench.eos_logit: expected 0 without model.preset, got {config.bench.eos_logit}")
+    if config.bench.eos_logit and (config.model.quantize or not config.model.preset):
+        raise UsageError(
+            f"bench.eos_logit: expected 0 without model.preset or with model.quantize, got {config.bench.eos_logit}"
+        )
 
 
 def check_values(config: Any) -> None:

@@ -252,7 +252,14 @@ def open_model(config: Config, mesh: Mesh) -> Model:
     settings = config.model
     if not settings.preset:
         track = functools.partial(rich.progress.track, description="loading", **for_people())
-        return load_model(settings.path, dtype=settings.dtype, mesh=mesh, verify=settings.verify, track=track)
+        return load_model(
+            settings.path,
+            dtype=settings.dtype,
+            quantize=settings.quantize,
+            mesh=mesh,
+            verify=settings.verify,
+            track=track,
+        )
     shape, dtype = model_shape(config, platform=mesh.devices.flat[0].platform)
     _, abstract = abstract_model(shape, dtype=dtype)
     check_fits(

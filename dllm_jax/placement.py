@@ -14,8 +14,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 
-from dllm_jax.checkpoints import files, layout
-from dllm_jax.checkpoints.load import dtype_on, resolve
+from dllm_jax.checkpoints import files
+from dllm_jax.checkpoints.load import dtype_on, resolve, tuned
 from dllm_jax.config import Config, block_schedule, wants_verifier
 from dllm_jax.decoding.caching import shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length
@@ -28,8 +28,7 @@ from dllm_jax.models.registry import PRESETS
 from dllm_jax.models.transformer import TransformerConfig, on_mesh
 
 MARGIN = 1.1  # on temporaries, keys and values
-RELAID = ("qkv", "gate_up")  # parameters that a TPU program copies into a layout of its own
-CODE = 4 * 2**20  # bytes of a TPU program for every layer of every kind of step
+CODE = 6 * 2**20  # bytes of a TPU program for every kind of step
 
 
 class Shapes(NamedTuple):
@@ -50,7 +49,7 @@ class Shapes(NamedTuple):
         model, dtype = model_shape(config, platform=platform)
         folder = verifier_folder(config)
         verifier = files.read_config(resolve(folder, field="verifier.path")) if folder else None
-        return cls(model, verifier, dtype, platform)
+        return cls(model, verifier and tuned(verifier, platform=platform), dtype, platform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +92,7 @@ def model_shape(config: Config, *, platform: str) -> tuple[TransformerConfig, np
         raise UsageError(f"model.preset: expected one of {', '.join(PRESETS)}, got {settings.preset!r}")
     shape = PRESETS[settings.preset] if settings.preset else files.read_config(resolve(settings.path))
     dtype = dtype_on(platform, settings.dtype)
-    return shape, dtype
+    return tuned(shape, platform=platform, quantize=settings.quantize), dtype
 
 
 def verifier_folder(config: Config) -> str:
@@ -147,25 +146,21 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
     scores = 2 * rows * heads * geometry.length**2 * 4  # and their softmax, in float32
     activations = rows * geometry.length * (2 * model.embed_dim + 3 * share(model.mlp_dim)) * dtype.itemsize
     logits = (3 if decode.temperature else 2) * rows * slots * share(model.vocab_size) * 4
-    weights, relaid = _weights(model, dtype, mesh)
+    weights = _weights(model, dtype, mesh)
     cache = key_values(model, rows) * min(len(widths), 3)  # the widths of a prefix cache begin with copies of it
     canvases = shorter_canvases(geometry, multiple=multiple) if decode.stop == "eot" and not widths else (geometry,)
-    code = CODE * model.num_layers * (len(canvases) + len(widths))
-    temporaries = scores + activations + logits + (relaid + code if platform == "tpu" else 0)
+    code = CODE * (len(canvases) + len(widths))
+    temporaries = scores + activations + logits + (code if platform == "tpu" else 0)
     if verifier:
-        more, relaid = _weights(verifier, dtype, mesh)
-        weights, cache = weights + more, cache + key_values(verifier, batch)
-        temporaries += relaid if platform == "tpu" else 0
+        weights, cache = weights + _weights(verifier, dtype, mesh), cache + key_values(verifier, batch)
         temporaries += 2 * batch * slots * share(verifier.vocab_size) * 4
     return Footprint(weights, cache, temporaries)
 
 
-def _weights(config: TransformerConfig, dtype: np.dtype, mesh: Mesh) -> tuple[int, int]:
-    """Bytes of the weights on every device, and of those among them that are `RELAID`."""
+def _weights(config: TransformerConfig, dtype: np.dtype, mesh: Mesh) -> int:
+    """Bytes of the weights on every device."""
     abstract = _abstract(config, dtype)
-    leaves, shardings = layout.flatten(abstract), layout.flatten(weight_shardings(abstract, mesh))
-    bytes_of = {name: bytes_per_device(leaf, shardings[name]) for name, leaf in leaves.items()}
-    return sum(bytes_of.values()), sum(size for name, size in bytes_of.items() if name.endswith(RELAID))
+    return bytes_per_device(abstract, weight_shardings(abstract, mesh))
 
 
 @functools.cache

@@ -37,6 +37,10 @@ class ModelSettings:
         "auto", "dtype of weights and activations (auto: float32 on CPU, else bfloat16)",
         choices=("auto", "float32", "bfloat16", "float16"),
     )  # fmt: skip
+    quantize: str = setting(
+        "", "weights of matrices in fewer bits: int8 (one scale per output channel); empty: as they are stored",
+        choices=("", "int8"),
+    )  # fmt: skip
     matmul_precision: str = setting(
         "default", "precision of float32 matrix products; GPUs and TPUs round them unless it is highest",
         choices=("default", "high", "highest"),

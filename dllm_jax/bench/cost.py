@@ -37,7 +37,7 @@ def forward_cost(config: TransformerConfig, *, rows: int, columns: int, keys: in
         columns: T, columns of each that run.
         keys: S, columns that are attended to; T without a cache.
         slots: columns of each row whose logits are computed.
-        itemsize: bytes of a weight and of a cached key or value.
+        itemsize: bytes of a cached key or value, and of a weight that is not quantized.
     """
     tokens, head = rows * columns, config.embed_dim * config.vocab_size
     attention = 4 * tokens * keys * config.stored_heads * config.head_dim  # queries x keys, then weights x values
@@ -47,6 +47,11 @@ def forward_cost(config: TransformerConfig, *, rows: int, columns: int, keys: in
     key_values = 2 * config.stored_kv_heads * config.head_dim * rows * (columns + keys)  # the new written, all read
     norms = 2 * config.embed_dim
     biases = (config.stored_heads + 2 * config.stored_kv_heads) * config.head_dim if config.qkv_bias else 0
-    moved = config.num_layers * (layer_parameters(config) + norms + biases + key_values)
-    moved += tokens * config.embed_dim + config.embed_dim + head  # embedding rows, final norm, head
-    return Cost(flops=flops, bytes=itemsize * moved)
+    others = config.num_layers * (norms + biases + key_values)
+    others += (tokens + 1) * config.embed_dim  # embedding rows, final norm
+    matrices = config.num_layers * layer_parameters(config)
+    if config.quantize:  # the scales are few; a tied head is the embedding, which is not quantized
+        stored = matrices + head * (itemsize if config.tied_embeddings else 1)
+    else:
+        stored = itemsize * (matrices + head)
+    return Cost(flops=flops, bytes=itemsize * others + stored)

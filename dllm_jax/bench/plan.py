@@ -17,6 +17,7 @@ from dllm_jax.bench.ceilings import measure_ceilings
 from dllm_jax.bench.cost import Cost
 from dllm_jax.bench.measure import StepKind, step_cost, step_kinds
 from dllm_jax.bench.report import markdown_table
+from dllm_jax.checkpoints import layout
 from dllm_jax.checkpoints.filters import open_filter
 from dllm_jax.chips import TPUS
 from dllm_jax.config import Config, numbers
@@ -32,7 +33,7 @@ from dllm_jax.placement import Shapes, abstract_mesh, alternative, decode_mesh, 
 
 PARTS = ("argument_bytes", "temp_bytes", "output_bytes", "code_bytes")
 MEASURED_REPEATS = 2  # of the ceilings of a device that is not in the table
-_HLO_DTYPES = {"bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64"}
+_HLO_DTYPES = {"int8": "s8", "bfloat16": "bf16", "float16": "f16", "float32": "f32", "float64": "f64"}
 _EXCEEDED = re.compile(r"(?:temporaries \(|Used )([\d.]+)([KMGT])")  # in the compiler's complaint
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -232,19 +233,25 @@ def _loop(
 
 
 def _matrices(model: Model) -> list[ArrayType]:
-    """The parts of a model's weights on one device, without vectors such as the scales of norms."""
-    parts = [(leaf.sharding.shard_shape(leaf.shape), leaf.dtype.name) for leaf in jax.tree.leaves(model.params)]
-    return [ArrayType(_HLO_DTYPES[dtype], shape) for shape, dtype in parts if sum(size > 1 for size in shape) > 1]
+    """The parts of a model's weights on one device, without vectors such as norms; of stacked ones also one layer."""
+    parts = []
+    for name, leaf in layout.flatten(model.params).items():
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        one = shape[1:] if model.config.stacked and name.startswith("layers.") else shape
+        if sum(size > 1 for size in one) > 1 and not name.endswith("_scale"):
+            parts += [ArrayType(_HLO_DTYPES[leaf.dtype.name], form) for form in {shape, one}]
+    return parts
 
 
 def _caches(decoder: Decoder, engine: Engine, rows: int) -> list[ArrayType]:
-    """The keys or values of a layer on one device, with the canvas's columns and with the cache's."""
+    """The keys or values of a layer, and of all, on one device, with the canvas's columns and with the cache's."""
     config, tensor = decoder.model.config, decoder.model.mesh.shape["tensor"]
     heads = config.stored_kv_heads // tensor
     columns = {engine.geometry.length, engine.geometry.columns}
     rows *= 2 if engine.sampler.guided else 1
     dtype = _HLO_DTYPES[decoder.model.dtype.name]
-    return [ArrayType(dtype, (rows, width, heads, config.head_dim)) for width in columns]
+    layers = [(), (config.num_layers,)] if config.stacked else [()]
+    return [ArrayType(dtype, (*stack, rows, width, heads, config.head_dim)) for width in columns for stack in layers]
 
 
 def _total(program: Mapping[str, Any]) -> float:

@@ -1,8 +1,9 @@
-"""Converts a checkpoint: python -m dllm_jax.checkpoints.convert --source=DIR --target=DIR [--to=hf] [--dtype=bfloat16].
+"""Converts a checkpoint: python -m dllm_jax.checkpoints.convert --source=DIR --target=DIR.
 
-The source is a Hugging Face folder, a converted folder, or the name of a bundled checkpoint. The target is an Orbax
-checkpoint with config.json, tokenizer and a manifest of checksums beside it, or a Hugging Face folder. It appears when
-it is complete; an interrupted run leaves at most TARGET.partial-*, and an overwritten target stays until then.
+Options: --to=hf, --dtype=bfloat16, --quantize=int8, --overwrite. The source is a Hugging Face folder, a converted
+folder, or the name of a bundled checkpoint. The target is an Orbax checkpoint with config.json, tokenizer and a
+manifest of checksums beside it, or a Hugging Face folder. It appears when it is complete; an interrupted run leaves at
+most TARGET.partial-*, and an overwritten target stays until then.
 """
 
 import dataclasses
@@ -21,9 +22,10 @@ from dllm_jax.checkpoints.commands import define_path, execute
 from dllm_jax.checkpoints.load import PARAMS, load_model, resolve
 from dllm_jax.checkpoints.manifest import write_manifest
 from dllm_jax.errors import UsageError
+from dllm_jax.models.quantize import FORMATS
 from dllm_jax.places import check_room, only_writer
 
-FORMATS = ("orbax", "hf")
+TARGETS = ("orbax", "hf")
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
 
@@ -39,8 +41,9 @@ class Converted:
 
 
 def convert(
-    source: str | Path, target: str | Path, *, to: str, dtype: str, overwrite: bool, track: hf.Track = iter
-) -> Converted:
+    source: str | Path, target: str | Path, *, to: str, dtype: str, overwrite: bool, quantize: str = "",
+    track: hf.Track = iter,
+) -> Converted:  # fmt: skip
     """Writes a checkpoint in another format or dtype.
 
     Args:
@@ -49,6 +52,7 @@ def convert(
         to: "orbax" or "hf".
         dtype: of the weights written; "keep" is the source's.
         overwrite: replace an existing target, once the new one is complete.
+        quantize: "int8" for matrices in 8 bits (`models/quantize.py`), as only our own format holds them.
         track: wraps the parameters read (and, for "hf", written), to show progress.
 
     Raises:
@@ -61,7 +65,7 @@ def convert(
         raise UsageError(f"--target: expected a folder apart from --source {source}, got {target}")
     files.check_new_folder(target, overwrite=overwrite)
     with only_writer(target, field="--target"), files.new_folder(target, overwrite=overwrite) as folder:
-        model = load_model(source, dtype=dtype, track=track)
+        model = load_model(source, dtype=dtype, quantize=quantize, track=track)
         params = layout.flatten(model.params)
         check_room(folder, sum(param.nbytes for param in params.values()))
         if to == "hf":
@@ -85,8 +89,9 @@ def main(argv: Sequence[str]) -> int:
     values = flags.FlagValues()
     define_path("source", "folder to read, or the name of a bundled checkpoint", values)
     define_path("target", "folder to write", values)
-    flags.DEFINE_enum("to", FORMATS[0], FORMATS, "format of the target", flag_values=values)
+    flags.DEFINE_enum("to", TARGETS[0], TARGETS, "format of the target", flag_values=values)
     flags.DEFINE_enum("dtype", DTYPES[0], DTYPES, "dtype of the weights written", flag_values=values)
+    flags.DEFINE_enum("quantize", "", FORMATS, "matrices in fewer bits, one scale per channel", flag_values=values)
     flags.DEFINE_boolean("overwrite", False, "replace an existing target", flag_values=values)
     return execute(_convert, argv, values=values, usage=f"{__doc__}\n")
 
@@ -100,6 +105,7 @@ def _convert(values: flags.FlagValues, arguments: list[str]) -> None:
     jax.config.update("jax_platforms", "cpu")  # a conversion computes nothing
     done = convert(
         values.source, values.target, to=values.to, dtype=values.dtype, overwrite=values.overwrite,
+        quantize=values.quantize,
         track=lambda paths: progress.track(paths, description="parameters"),
     )  # fmt: skip
     size = f"{done.parameters:,} parameters in {done.dtype}, {done.file_bytes:,} bytes"

@@ -7,7 +7,7 @@ after the other is assembled from memory-mapped tensors and sent to its devices.
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,7 +112,7 @@ def read_tensors(folder: Path, config: TransformerConfig) -> tuple[TransformerCo
     found = {name: tensor for name, tensor in read_headers(folder).items() if not name.endswith(BUFFERS)}
     foreign.refuse_tensors(folder, {name: tensor.dtype for name, tensor in found.items()}, known=DTYPES)
     embedding, head = registry.embedding_and_head(config)
-    config = layout.settled(config, has_head=head in found)
+    config = layout.settled(config, ["head"] if head in found else [])
     if config.tied_embeddings and embedding not in found and head in found:
         found[embedding] = found.pop(head)  # one matrix: some tools keep the name that comes first
     layers = registry.count_layers(config, found)
@@ -146,7 +146,7 @@ def stored_dtype(tensors: Mapping[str, list[Tensor]]) -> np.dtype:
 
 def read_params(
     tensors: Mapping[str, list[Tensor]], *, wanted: Mapping[str, jax.ShapeDtypeStruct], track: Track = iter
-) -> dict[str, jax.Array]:
+) -> Iterator[tuple[str, jax.Array]]:
     """Reads a model's parameters, one at a time, into the shapes, dtypes and shardings wanted.
 
     Args:
@@ -159,13 +159,11 @@ def read_params(
     """
     if "head" in tensors and "head" not in wanted:
         _check_tied(head=tensors["head"][0], embedding=tensors["embedding"][0])
-    params: dict[str, jax.Array] = {}
     for path in track(list(wanted)):
         mapped = [tensor.map() for tensor in tensors[path]]
         array = layout.fuse(path, mapped, shape=wanted[path].shape, dtype=wanted[path].dtype)
-        params[path] = jax.make_array_from_callback(array.shape, wanted[path].sharding, array.__getitem__)
-        params[path].block_until_ready()  # or slow transfers would pile up in host memory
-    return params
+        param = jax.make_array_from_callback(array.shape, wanted[path].sharding, array.__getitem__)
+        yield path, param.block_until_ready()  # or slow transfers would pile up in host memory
 
 
 def _check_tied(*, head: Tensor, embedding: Tensor) -> None:
@@ -190,8 +188,11 @@ def export_hf(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, tra
         track: wraps the parameters that are looped over, to show progress.
 
     Raises:
-        UsageError: the model has random weights, hence no config.json to copy; or the target holds something.
+        UsageError: the model has random weights, hence no config.json to copy, or weights in 8 bits; or the target
+            holds something.
     """
+    if model.config.quantize:
+        raise UsageError(f"model: expected weights that are not quantized, got {model.config.quantize}")
     target.mkdir(parents=True, exist_ok=True)
     if any(target.iterdir()):
         raise UsageError(f"{target}: expected an empty folder to export to, got one with files")

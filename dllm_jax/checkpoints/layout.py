@@ -5,6 +5,7 @@ torch stores a Linear as [out, in]; ours are [in, out], with q, k, v and gate, u
 
 import dataclasses
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from dllm_jax.checkpoints.files import abbreviate
 from dllm_jax.errors import UsageError
 from dllm_jax.models.transformer import TransformerConfig
 
+INPUTS = {"qkv": (0,), "out": (0, 1, 2), "gate_up": (0,), "down": (0,), "head": (0,)}  # axes that a matrix sums over
 COPIED_ROWS = 64  # rows of a tensor transposed together: few enough for the processor's cache, twice as fast as all
 
 
@@ -79,15 +81,17 @@ def split(path: str, array: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(part.view.reshape(part.shape)) for part in parts(path, array)]
 
 
-def spread(path: str, array: Array, *, groups: int, copies: int) -> Array:
+def spread(kind: str, array: Array, *, groups: int, copies: int) -> Array:
     """An attention parameter with its key/value heads copied, as `transformer.on_mesh` says; others as they are.
 
     Args:
-        path: name of the parameter.
+        kind: the last part of the parameter's name.
         array: made for a configuration without copies.
         groups: query heads of every copy.
         copies: of every key/value head.
     """
+    if copies == 1:
+        return array
 
     def dealt(query: Array) -> Array:
         """[..., K, G, H] to [..., K * copies, groups, H]."""
@@ -95,13 +99,23 @@ def spread(path: str, array: Array, *, groups: int, copies: int) -> Array:
         query = jnp.pad(query, [*[(0, 0)] * (query.ndim - 2), (0, groups * copies - given), (0, 0)])
         return query.reshape(*before, kv_heads * copies, groups, head_dim)
 
-    match path.rpartition(".")[2]:
-        case "qkv" | "qkv_bias":
+    match kind:
+        case "qkv" | "qkv_bias" | "qkv_scale":
             return jnp.concatenate(
                 [dealt(array[..., :-2, :]), jnp.repeat(array[..., -2:, :], copies, axis=-3)], axis=-2
             )
         case "out":
             return jnp.moveaxis(dealt(jnp.moveaxis(array, -1, 0)), 0, -1)
+    return array
+
+
+def stacked(kind: str, array: Array) -> Array:
+    """One layer's parameter with its axes in the order that stacked ones have (`models/layers.py`)."""
+    match kind:
+        case "qkv":
+            return jnp.moveaxis(array, 0, -1)
+        case "gate_up":
+            return jnp.moveaxis(array, 0, -2)
     return array
 
 
@@ -125,9 +139,16 @@ def check_shapes(folder: Path, expected: dict[str, tuple[int, ...]], found: dict
         raise UsageError(f"{folder}: expected the tensors that config.json describes, got {'; '.join(told)}")
 
 
-def settled(config: TransformerConfig, *, has_head: bool) -> TransformerConfig:
-    """The configuration, with the head tied to the embedding if config.json does not say and none is stored."""
-    return dataclasses.replace(config, tied_embeddings=not has_head) if config.tied_embeddings is None else config
+def settled(config: TransformerConfig, stored: Collection[str]) -> TransformerConfig:
+    """The configuration with what config.json may not say, by the names of the parameters that are stored.
+
+    The head is tied to the embedding if none is stored; matrices that have scales are in 8 bits.
+    """
+    tied = config.tied_embeddings
+    quantize = "int8" if any(name.endswith("_scale") for name in stored) else ""
+    return dataclasses.replace(
+        config, tied_embeddings="head" not in stored if tied is None else tied, quantize=quantize
+    )
 
 
 def flatten(state: nnx.State) -> dict[str, Any]:

@@ -1,9 +1,7 @@
 """Loads a model: a Hugging Face folder, a converted folder, or a bundled checkpoint, straight onto a mesh."""
 
 import dataclasses
-import functools
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -12,12 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dllm_jax.checkpoints import files, foreign, hf, layout, store
+from dllm_jax.checkpoints.assembly import Assembly
 from dllm_jax.checkpoints.manifest import NAME as MANIFEST
 from dllm_jax.checkpoints.manifest import verify_folder
 from dllm_jax.errors import UsageError
-from dllm_jax.memory import bytes_per_device, check_fits
-from dllm_jax.mesh import make_mesh, weight_shardings
-from dllm_jax.models.model import Model, abstract_model
+from dllm_jax.memory import check_fits
+from dllm_jax.mesh import make_mesh
+from dllm_jax.models.model import Model
+from dllm_jax.models.quantize import FORMATS
 from dllm_jax.models.transformer import TransformerConfig, on_mesh
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -50,6 +50,7 @@ def load_model(
     path: str | Path,
     *,
     dtype: str = "float32",
+    quantize: str = "",
     mesh: Mesh | None = None,
     verify: bool = True,
     track: hf.Track = iter,
@@ -60,14 +61,16 @@ def load_model(
     Args:
         path: a Hugging Face or converted folder, or the name of a bundled checkpoint.
         dtype: of weights and activations; "auto" is float32 on CPU, else bfloat16; "keep" is the checkpoint's own.
+        quantize: "int8" for matrices in 8 bits (`models/quantize.py`); "": as the checkpoint has them.
         mesh: where the weights go (default: the first device).
         verify: compare the checksums of a converted checkpoint with its manifest first.
         track: wraps the parameters read from a Hugging Face folder, to show progress.
         field: the setting that the path came from, for the error.
 
     Raises:
-        UsageError: no such checkpoint, a broken one, or an unknown dtype.
+        UsageError: no such checkpoint, a broken one, or an unknown dtype or format of quantization.
     """
+    check_quantize(quantize)
     folder = resolve(path, field=field)
     converted = (folder / PARAMS).exists() or (folder / MANIFEST).exists()
     if converted:
@@ -78,48 +81,42 @@ def load_model(
     config = files.read_config(folder)
     if converted:
         stored = store.stored_params(folder / PARAMS)
-        config = layout.settled(config, has_head="head" in stored)
+        config = layout.settled(config, stored)
     else:
         config, tensors = hf.read_tensors(folder, config)
     mesh = make_mesh(data=1) if mesh is None else mesh
     platform = mesh.devices.flat[0].platform
     if dtype == "keep":
-        kind = _stored_dtype(stored) if converted else hf.stored_dtype(tensors)
+        kind = stored["embedding"].dtype if converted else hf.stored_dtype(tensors)
     else:
         kind = dtype_on(platform, dtype)
-    graphdef, abstract = abstract_model(config, dtype=kind)
-    shardings = weight_shardings(abstract, mesh)
-    check_fits(bytes_per_device(abstract, shardings), mesh, field=field, got=str(path))
-    wanted = layout.flatten(jax.tree.map(_placed, abstract, shardings))
+    wanted = on_mesh(tuned(config, platform=platform, quantize=quantize), mesh)
+    assembly = Assembly(config, wanted, dtype=kind, mesh=mesh)
+    check_fits(assembly.bytes_per_device, mesh, field=field, got=str(path))
     if converted:
-        layout.check_shapes(folder, *({name: leaf.shape for name, leaf in tree.items()} for tree in (wanted, stored)))
-        params = store.restore_params(folder / PARAMS, wanted)
+        trees = (assembly.shapes, stored)
+        layout.check_shapes(folder, *({name: leaf.shape for name, leaf in tree.items()} for tree in trees))
+        params = store.read_params(folder / PARAMS, assembly.shapes)
     else:
-        params = hf.read_params(tensors, wanted=wanted, track=track)
-    model = Model(config, graphdef, layout.unflatten(abstract, params), mesh, str(folder))
-    return _spread(model, on_mesh(config, mesh))
+        params = hf.read_params(tensors, wanted=assembly.shapes, track=track)
+    for name, array in params:
+        assembly.add(name, array)
+    return assembly.model(str(folder))
 
 
-def _spread(model: Model, config: TransformerConfig) -> Model:
-    """The model with the copies of key/value heads that a configuration wants."""
-    if config == model.config:
-        return model
-    graphdef, abstract = abstract_model(config, dtype=model.dtype)
-    shardings = layout.flatten(weight_shardings(abstract, model.mesh))
-    params = layout.flatten(model.params)
-    for path, shape in layout.flatten(abstract).items():
-        if shape.shape != params[path].shape:
-            spread = functools.partial(layout.spread, path, groups=config.stored_groups, copies=config.kv_copies)
-            params[path] = jax.jit(spread, out_shardings=shardings[path])(params[path])
-    return dataclasses.replace(model, config=config, graphdef=graphdef, params=layout.unflatten(abstract, params))
+def tuned(config: TransformerConfig, *, platform: str, quantize: str = "") -> TransformerConfig:
+    """The configuration in the form that suits a platform ("cpu", "gpu", "tpu") and `model.quantize`."""
+    return dataclasses.replace(config, stacked=platform == "tpu", quantize=quantize or config.quantize)
 
 
-def _placed(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+def check_quantize(name: str) -> None:
+    """Refuses a format of quantization that is not built.
 
-
-def _stored_dtype(stored: Mapping[str, jax.ShapeDtypeStruct]) -> np.dtype:
-    return jnp.result_type(*{leaf.dtype for leaf in stored.values()})
+    Raises:
+        UsageError: naming those that are.
+    """
+    if name not in FORMATS:
+        raise UsageError(f"model.quantize: expected one of {', '.join(map(repr, FORMATS))}, got {name!r}")
 
 
 def dtype_on(platform: str, name: str) -> np.dtype:

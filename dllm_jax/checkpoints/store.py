@@ -45,8 +45,8 @@ def stored_params(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in stored.items()}
 
 
-def restore_params(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Reads arrays straight into the shardings and dtypes wanted.
+def read_params(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[tuple[str, jax.Array]]:
+    """Reads arrays straight into the shardings and dtypes wanted, some at a time.
 
     Args:
         path: a folder that `save_params` wrote.
@@ -55,11 +55,29 @@ def restore_params(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> di
     Raises:
         UsageError: the files are damaged so badly that they cannot be read.
     """
-    with _context(wanted.values()):
-        try:
-            return ocp.load(path.absolute(), dict(wanted))
-        except (ocp.errors.InvalidLayoutError, OSError, ValueError) as error:
-            raise UsageError(f"{path}: expected a readable Orbax checkpoint, got {_one_line(error)}") from error
+    context = _context(wanted.values())
+    context.pytree.loading.partial_load = True
+    for names in _groups({name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in wanted.items()}):
+        with context:
+            try:
+                arrays = ocp.load(path.absolute(), {name: wanted[name] for name in names})
+            except (ocp.errors.InvalidLayoutError, OSError, ValueError) as error:
+                raise UsageError(f"{path}: expected a readable Orbax checkpoint, got {_one_line(error)}") from error
+        for name in names:
+            yield name, arrays.pop(name)
+
+
+def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names in order, as many at a time as are `IN_FLIGHT_BYTES` together, at least one."""
+    group: list[str] = []
+    total = 0
+    for name, size in sizes.items():
+        if group and total + size > IN_FLIGHT_BYTES:
+            yield group
+            group, total = [], 0
+        group.append(name)
+        total += size
+    yield group
 
 
 class TrainingCheckpoints:

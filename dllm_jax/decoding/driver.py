@@ -27,7 +27,7 @@ from dllm_jax.decoding.prediction import Prediction, Sampler, paired, predict_sl
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.decoding.stopping import EndOfText
-from dllm_jax.models.cache import Cache, widened
+from dllm_jax.models.cache import Cache, columns_of, widened
 from dllm_jax.models.transformer import Transformer
 
 
@@ -126,7 +126,7 @@ class Engine:
         """
         state, span = carry.state, self._span(carry.state)
         active_B = in_block(state, caching.current_block(state))
-        hidden, cache = self._forward(state, span, width=width, keys=cache[0].k.shape[1], cache=cache)
+        hidden, cache = self._forward(state, span, width=width, keys=columns_of(cache), cache=cache)
         slots = self._slots(span)
         return self._look(carry, hidden, span, slots, slots, active_B=active_B), cache
 

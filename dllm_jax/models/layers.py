@@ -4,6 +4,9 @@ Shape letters: B batch, T queries, S keys, D model width, K key/value heads, G q
 H head width, F hidden width of the MLP, V vocabulary.
 """
 
+import dataclasses
+from collections.abc import Collection, Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,29 +15,88 @@ from jaxtyping import Array, Bool, Float, Int
 from dllm_jax.mesh import DECODING, constrain
 from dllm_jax.models.attention import Visible, attend
 from dllm_jax.models.cache import LayerCache, write
+from dllm_jax.models.quantize import quantized
 
 
-def parameter(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], init: nnx.Initializer, dtype: jnp.dtype
-) -> nnx.Param:
-    """One parameter with its shape, initialiser and the logical name of every axis (see `dllm_jax.mesh`)."""
-    if len(shape) != len(axes):
-        raise ValueError(f"parameter of shape {shape} needs {len(shape)} axis names, got {axes}")
-    return nnx.Param(init(rngs.params(), shape, dtype), logical_axes=axes)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How the parameters of a module are made and stored.
+
+    Attributes:
+        dtype: of all but quantized matrices.
+        rngs: for the initial values.
+        layers: of which every parameter holds all in one array, [layers, ...]; 0: of one.
+        quantize: "int8": matrices are integers with a float32 scale for every output channel; "": they are not.
+    """
+
+    dtype: jnp.dtype
+    rngs: nnx.Rngs
+    layers: int = 0
+    quantize: str = ""
+
+    def parameter(self, sizes: Mapping[str, int], init: nnx.Initializer) -> nnx.Param:
+        """One parameter.
+
+        Args:
+            sizes: of its axes, by their logical names (see `dllm_jax.mesh`).
+            init: makes its first values.
+        """
+        if self.layers:
+            sizes = {"layers": self.layers, **sizes}
+        return nnx.Param(init(self.rngs.params(), tuple(sizes.values()), self.dtype), logical_axes=tuple(sizes))
+
+    def matrix(self, sizes: Mapping[str, int], *, inputs: Collection[str]) -> tuple[nnx.Param, nnx.Param | None]:
+        """A matrix, and its scale if it is quantized.
+
+        Args:
+            sizes: as in `parameter`.
+            inputs: the axes that are summed over where it is used; the others are the output channels.
+        """
+        param = self.parameter(sizes, nnx.initializers.normal(0.02))
+        if not self.quantize:
+            return param, None
+        names = param.get_metadata()["logical_axes"]
+        values, scale = quantized(param[...], axes=tuple(names.index(axis) for axis in inputs))
+        return nnx.Param(values, logical_axes=names), nnx.Param(
+            scale, logical_axes=tuple(name for name in names if name not in inputs)
+        )
 
 
 def weight(variable: nnx.Param, beside: Float[Array, "..."] | None = None) -> Array:
     """A parameter where a layer uses it: whole but for its axes over `tensor`.
 
     Args:
-        variable: the parameter, which may be split over `fsdp`.
-        beside: what it is multiplied with. The parameter is gathered when that is there: else the compiler would
-            gather those of all layers in front of a loop.
+        variable: the parameter, or one layer of a stacked one; it may be split over `fsdp`.
+        beside: what it is multiplied with. What is done to the parameter then is done when that is there: else the
+            compiler would gather, or convert, those of all layers in front of a loop.
     """
-    value = variable[...]
-    if beside is not None and jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1:
+    value, axes = variable[...], variable.get_metadata()["logical_axes"]
+    split = jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) > 1
+    of_list = value.ndim == len(axes)
+    if beside is not None and (split or (value.dtype == jnp.int8 and of_list)):
         value, _ = jax.lax.optimization_barrier((value, beside))
-    return constrain(value, *variable.get_metadata()["logical_axes"], rules=DECODING)
+    return constrain(value, *axes[-value.ndim :], rules=DECODING)
+
+
+def multiply(
+    spec: str, x: Float[Array, "B T ..."], matrix: nnx.Param, scale: nnx.Param | None
+) -> Float[Array, "B T ..."]:
+    """A matrix product; integers are converted as they are read, and the result is scaled.
+
+    Args:
+        spec: for einsum, the axes of `scale` last in the result.
+        x: activations.
+        matrix: from `Storage.matrix`, or one layer of it.
+        scale: of the matrix's output channels; None: it is not quantized.
+    """
+    value = weight(matrix, x)
+    if scale is None:
+        return jnp.einsum(spec, x, value)
+    # Sums of float16 numbers times integers could overflow.
+    dtype = jnp.float32 if x.dtype == jnp.float16 else x.dtype
+    product = jnp.einsum(spec, x, value.astype(x.dtype), preferred_element_type=dtype)
+    scale_C = weight(scale, x)
+    return (wide(product) * scale_C.reshape((1,) * (product.ndim - scale_C.ndim) + scale_C.shape)).astype(x.dtype)
 
 
 def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -45,8 +107,8 @@ def wide(x: Float[Array, "..."]) -> Float[Array, "..."]:
 class RMSNorm(nnx.Module):
     """x / rms(x) in float32, cast back to the compute dtype, then times a learned weight."""
 
-    def __init__(self, dim: int, *, eps: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        self.scale = parameter(rngs, (dim,), ("norm",), nnx.initializers.ones, dtype)
+    def __init__(self, dim: int, *, eps: float, storage: Storage) -> None:
+        self.scale = storage.parameter({"norm": dim}, nnx.initializers.ones)
         self.eps = eps
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
@@ -76,24 +138,24 @@ def rotate(x: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"], *, theta
 class Attention(nnx.Module):
     """Grouped-query self-attention with rotary positions.
 
-    q, k and v of one key/value head lie side by side in `qkv` [D, K, G + 2, H], so that a split over K shards all three
-    without moving anything between devices.
+    q, k and v of one key/value head lie side by side in `qkv`, so that a split over K shards all three without moving
+    anything between devices: [D, K, G + 2, H], if the layers are stacked [L, K, G + 2, H, D]. Stacked matrices have the
+    orders that a TPU's compiler would give them itself, with a copy at every call.
     """
 
     def __init__(
-        self, dim: int, *, kv_heads: int, groups: int, head_dim: int, theta: float, bias: bool, dtype: jnp.dtype,
-        rngs: nnx.Rngs,
+        self, dim: int, *, kv_heads: int, groups: int, head_dim: int, theta: float, bias: bool,
+        storage: Storage,
     ) -> None:  # fmt: skip
         self.groups = groups
         self.theta = theta
-        init = nnx.initializers.normal(0.02)
-        qkv_shape = (kv_heads, self.groups + 2, head_dim)
-        qkv_axes = ("kv_heads", "qkv", "head_dim")
-        self.qkv = parameter(rngs, (dim, *qkv_shape), ("embed", *qkv_axes), init, dtype)
-        self.qkv_bias = parameter(rngs, qkv_shape, qkv_axes, nnx.initializers.zeros, dtype) if bias else None
-        self.out = parameter(
-            rngs, (kv_heads, self.groups, head_dim, dim), ("kv_heads", "qkv", "head_dim", "embed"), init, dtype
-        )
+        width, heads = {"embed": dim}, {"kv_heads": kv_heads, "qkv": groups + 2, "head_dim": head_dim}
+        self.spec, sizes = "btd,dkgh->btkgh", width | heads
+        if storage.layers:
+            self.spec, sizes = "btd,kghd->btkgh", heads | width
+        self.qkv, self.qkv_scale = storage.matrix(sizes, inputs=["embed"])
+        self.qkv_bias = storage.parameter(heads, nnx.initializers.zeros) if bias else None
+        self.out, self.out_scale = storage.matrix(heads | {"qkv": groups} | width, inputs=list(heads))
 
     def __call__(
         self,
@@ -102,11 +164,12 @@ class Attention(nnx.Module):
         seen: Visible,
         *,
         cache: LayerCache | None,
+        layer: Int[Array, ""] | None,
         start: Int[Array, ""] | Int[Array, "B"] | None,
         kept_BT: Bool[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
         """Attends to the tokens themselves, or to a cache in which their keys and values were written at `start`."""
-        qkv = jnp.einsum("btd,dkgh->btkgh", x, weight(self.qkv, x))
+        qkv = multiply(self.spec, x, self.qkv, self.qkv_scale)
         if self.qkv_bias is not None:
             qkv = qkv + self.qkv_bias[...][None, None]
         qkv = constrain(qkv, "batch", None, "kv_heads", None, None)
@@ -114,21 +177,25 @@ class Attention(nnx.Module):
         batch, queries, kv_heads, groups, head_dim = q.shape
         q = rotate(q.reshape(batch, queries, kv_heads * groups, head_dim), positions_BT, theta=self.theta)
         own = LayerCache(k=rotate(k, positions_BT, theta=self.theta), v=v)
-        keys = own if cache is None else write(cache, own, start, kept_BT=kept_BT)
-        heads = attend(q, keys.k, keys.v, seen=seen).reshape(batch, queries, kv_heads, groups, head_dim)
-        return jnp.einsum("btkgh,kghd->btd", heads, weight(self.out, heads)), keys
+        keys = own if cache is None else write(cache, own, start, kept_BT=kept_BT, layer=layer)
+        here = own if cache is None else keys.of(layer)
+        heads = attend(q, here.k, here.v, seen=seen).reshape(batch, queries, kv_heads, groups, head_dim)
+        return multiply("btkgh,kghd->btd", heads, self.out, self.out_scale), keys
 
 
 class SwiGLU(nnx.Module):
-    """silu(x W_gate) * (x W_up), then W_down; gate and up stored together as [D, 2, F]."""
+    """silu(x W_gate) * (x W_up), then W_down; gate and up stored together as [D, 2, F] (stacked: [L, 2, D, F])."""
 
-    def __init__(self, dim: int, *, hidden_dim: int, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        init = nnx.initializers.normal(0.02)
-        self.gate_up = parameter(rngs, (dim, 2, hidden_dim), ("embed", "gate_up", "mlp"), init, dtype)
-        self.down = parameter(rngs, (hidden_dim, dim), ("mlp", "embed"), init, dtype)
+    def __init__(self, dim: int, *, hidden_dim: int, storage: Storage) -> None:
+        width, hidden = {"embed": dim}, {"mlp": hidden_dim}
+        self.spec, sizes = "btd,dcf->btcf", width | {"gate_up": 2} | hidden
+        if storage.layers:
+            self.spec, sizes = "btd,cdf->btcf", {"gate_up": 2} | width | hidden
+        self.gate_up, self.gate_up_scale = storage.matrix(sizes, inputs=["embed"])
+        self.down, self.down_scale = storage.matrix(hidden | width, inputs=["mlp"])
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         """Applies the gated MLP to every position."""
-        gate_up = constrain(jnp.einsum("btd,dcf->btcf", x, weight(self.gate_up, x)), "batch", None, None, "mlp")
+        gate_up = constrain(multiply(self.spec, x, self.gate_up, self.gate_up_scale), "batch", None, None, "mlp")
         hidden = jax.nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]
-        return jnp.einsum("btf,fd->btd", hidden, weight(self.down, hidden))
+        return multiply("btf,fd->btd", hidden, self.down, self.down_scale)

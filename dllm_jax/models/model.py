@@ -31,8 +31,9 @@ class Model:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of weights and activations."""
-        return jax.tree.leaves(self.params)[0].dtype
+        """The dtype of activations and of all weights that are not quantized."""
+        embedding: Any = self.params["embedding"]
+        return embedding.get_value().dtype
 
 
 @contextlib.contextmanager

@@ -1,13 +1,17 @@
 """The one transformer behind every family: pure (tokens, positions, real, cache) -> (hidden, cache), and its head.
 
 Families differ in the fields of `TransformerConfig` and in the names of their tensors (`llada.py`, ...). Nothing here
-samples, pads or knows what a canvas is. Layers are a list, not a scan: unrolled they decode faster (README,
-Performance).
+samples, pads or knows what a canvas is.
+
+Layers are a list, which runs unrolled, or stacked, every parameter of all of them in one array, and then `jax.lax.scan`
+runs them. On GPUs and CPUs a list decodes faster (README, Performance). On TPUs the scan reads its slices inside the
+matrix products, so it moves no more memory, and compiles many times faster into far less code.
 """
 
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
@@ -16,7 +20,9 @@ from jaxtyping import Array, Bool, Float, Int
 from dllm_jax.mesh import constrain
 from dllm_jax.models.attention import Visible, visible
 from dllm_jax.models.cache import Cache, LayerCache
-from dllm_jax.models.layers import Attention, RMSNorm, SwiGLU, parameter, weight
+from dllm_jax.models.layers import Attention, RMSNorm, Storage, SwiGLU, weight
+
+Carried = tuple[Float[Array, "B T D"], LayerCache | None]  # between layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,8 @@ class TransformerConfig:
     other_end_ids: tuple[int, ...] = ()  # further tokens that end a text, such as the end of a turn
     pad_ids: tuple[int, ...] = ()  # the padding of other frameworks; ends a text, unless it is ordinary text
     kv_copies: int = 1  # of every key/value head, each with a part of its query heads; see `on_mesh`
+    stacked: bool = False  # layers in one array per parameter, looped over
+    quantize: str = ""  # "int8": matrices but the embedding in 8 bits
 
     @property
     def causal(self) -> bool:
@@ -84,15 +92,15 @@ def on_mesh(config: TransformerConfig, mesh: Mesh) -> TransformerConfig:
 class Block(nnx.Module):
     """Pre-norm attention and MLP with residual connections."""
 
-    def __init__(self, config: TransformerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TransformerConfig, storage: Storage) -> None:
         dim, eps = config.embed_dim, config.norm_eps
-        self.attention_norm = RMSNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
+        self.attention_norm = RMSNorm(dim, eps=eps, storage=storage)
         self.attention = Attention(
             dim, kv_heads=config.stored_kv_heads, groups=config.stored_groups, head_dim=config.head_dim,
-            theta=config.rope_theta, bias=config.qkv_bias, dtype=dtype, rngs=rngs,
+            theta=config.rope_theta, bias=config.qkv_bias, storage=storage,
         )  # fmt: skip
-        self.mlp_norm = RMSNorm(dim, eps=eps, dtype=dtype, rngs=rngs)
-        self.mlp = SwiGLU(dim, hidden_dim=config.mlp_dim, dtype=dtype, rngs=rngs)
+        self.mlp_norm = RMSNorm(dim, eps=eps, storage=storage)
+        self.mlp = SwiGLU(dim, hidden_dim=config.mlp_dim, storage=storage)
 
     def __call__(
         self,
@@ -101,12 +109,13 @@ class Block(nnx.Module):
         seen: Visible,
         *,
         cache: LayerCache | None,
+        layer: Int[Array, ""] | None,
         start: Int[Array, ""] | Int[Array, "B"] | None,
         kept_BT: Bool[Array, "B T"] | None,
     ) -> tuple[Float[Array, "B T D"], LayerCache]:
-        """One layer; returns the keys and values that were attended to."""
+        """One layer; returns the keys and values that were attended to, in the cache if there is one."""
         attended, keys = self.attention(
-            self.attention_norm(x), positions_BT, seen, cache=cache, start=start, kept_BT=kept_BT
+            self.attention_norm(x), positions_BT, seen, cache=cache, layer=layer, start=start, kept_BT=kept_BT
         )
         x = constrain(x + attended, "batch", None, None)
         return constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None), keys
@@ -118,12 +127,20 @@ class Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         init = nnx.initializers.normal(0.02)
         self.config = config
-        self.embedding = parameter(rngs, (config.vocab_size, config.embed_dim), ("vocab", "vocab_embed"), init, dtype)
-        self.layers = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)])
-        self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps, dtype=dtype, rngs=rngs)
-        head_shape = (config.embed_dim, config.vocab_size)
-        tied = config.tied_embeddings
-        self.head = None if tied else parameter(rngs, head_shape, ("vocab_embed", "vocab"), init, dtype)
+        once = Storage(dtype=dtype, rngs=rngs, quantize=config.quantize)
+        dim, rows = config.embed_dim, config.vocab_size
+        self.embedding = once.parameter({"vocab": rows, "vocab_embed": dim}, init)
+        self.layers: Block | nnx.List[Block]
+        if config.stacked:
+            self.layers = Block(config, dataclasses.replace(once, layers=config.num_layers))
+        else:
+            self.layers = nnx.List([Block(config, once) for _ in range(config.num_layers)])
+        self.final_norm = RMSNorm(dim, eps=config.norm_eps, storage=once)
+        self.head: nnx.Param | None = None
+        self.head_scale: nnx.Param | None = None
+        if not config.tied_embeddings:
+            sizes = {"vocab_embed": dim, "vocab": rows}
+            self.head, self.head_scale = map(nnx.data, once.matrix(sizes, inputs=["vocab_embed"]))
 
     def __call__(
         self,
@@ -153,16 +170,49 @@ class Transformer(nnx.Module):
         """
         x = constrain(weight(self.embedding)[tokens_BT], "batch", None, None)
         seen = visible(real_BS, positions_BT, start=start, causal_block=self.config.causal_block, segment_BT=segment_BT)
-        caches: Cache = []
+        places = {"start": start, "kept_BT": kept_BT}
+        keys: Cache
+        if isinstance(self.layers, Block):
+            assert not isinstance(cache, list), "stacked layers have one cache"
+            x, keys = _run(self.layers, x, positions_BT, seen, cache, layers=self.config.num_layers, **places)
+            return self.final_norm(x), keys
+        assert not isinstance(cache, LayerCache), "every layer of a list has a cache"
+        keys = []
         for index, layer in enumerate(self.layers):
             old = None if cache is None else cache[index]
-            x, layer_cache = layer(x, positions_BT, seen, cache=old, start=start, kept_BT=kept_BT)
-            caches.append(layer_cache)
-        return self.final_norm(x), caches
+            x, layer_keys = layer(x, positions_BT, seen, cache=old, layer=None, **places)
+            keys.append(layer_keys)
+        return self.final_norm(x), keys
 
     def unembed(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of the positions given, accumulated and returned in float32 (float64 for a float64 model)."""
-        head_DV = weight(self.embedding).T if self.head is None else weight(self.head)
         dtype = jnp.promote_types(hidden_BTD.dtype, jnp.float32)
+        head_DV = weight(self.embedding).T if self.head is None else weight(self.head).astype(hidden_BTD.dtype)
         logits_BTV = jnp.einsum("btd,dv->btv", hidden_BTD, head_DV, preferred_element_type=dtype)
+        if self.head_scale is not None:
+            logits_BTV = logits_BTV * weight(self.head_scale)[None, None]
         return constrain(logits_BTV, "batch", None, "vocab")
+
+
+def _run(
+    stack: Block,
+    x: Float[Array, "B T D"],
+    positions_BT: Int[Array, "B T"],
+    seen: Visible,
+    cache: LayerCache | None,
+    *,
+    layers: int,
+    **places: Array | None,
+) -> tuple[Float[Array, "B T D"], LayerCache]:
+    """Stacked layers, one after the other; returns their output, and their keys and values."""
+    graphdef, params = nnx.split(stack)
+
+    def run(carry: Carried, one: tuple[nnx.State, Int[Array, ""]]) -> tuple[Carried, LayerCache | None]:
+        (x, cache), (params, layer) = carry, one
+        x, keys = nnx.merge(graphdef, params)(x, positions_BT, seen, cache=cache, layer=layer, **places)
+        return ((x, None), keys) if cache is None else ((x, keys), None)
+
+    (x, written), made = jax.lax.scan(run, (x, cache), (params, jnp.arange(layers)))
+    keys = made if cache is None else written
+    assert keys is not None
+    return x, keys

@@ -15,7 +15,7 @@ from dllm_jax.decoding.policies.base import Commit, InPlace, View
 from dllm_jax.decoding.prediction import Prediction, Sampler, draw, drawn_from
 from dllm_jax.decoding.sampling import Noise, is_any
 from dllm_jax.decoding.state import DecodeState
-from dllm_jax.models.cache import Cache, widened
+from dllm_jax.models.cache import Cache, columns_of, widened
 from dllm_jax.models.model import Model
 from dllm_jax.models.transformer import Transformer
 from dllm_jax.settings import ApdSettings
@@ -108,7 +108,7 @@ class Apd:
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """The verifier on the columns from `start` on. None sees beyond itself, so stale columns are never seen."""
         columns = canvas.columns_from(start, width=tokens_BT.shape[1])
-        keys = tokens_BT.shape[1] if cache is None else cache[0].k.shape[1]
+        keys = tokens_BT.shape[1] if cache is None else columns_of(cache)
         real_BS = canvas.real_columns(pad_B, jnp.full_like(pad_B, keys), columns=keys)
         # Of a shorter vocabulary, the last token stands for those it lacks.
         known_BT = jnp.minimum(tokens_BT, self.verifier.config.vocab_size - 1)
