@@ -18,7 +18,8 @@ _CALLED = re.compile(r"\b(body|condition|to_apply|calls|branch_computations|\w+_
 _PLACE = re.compile(r'op_name="([^"]*)"')
 _TRIPS = re.compile(r"known_trip_count[^\d{]*\{[^\d]*(\d+)")
 _ON_CHIP = "S(1)"  # in a layout: the fast memory of a TPU core
-_MOVES_ONLY = {"parameter", "copy", "transpose", "bitcast", "reshape"}
+_COPIES = {"copy", "transpose", "convert", "dynamic-slice"}  # that make an array of what is there already
+_MOVES_ONLY = _COPIES | {"parameter", "constant", "bitcast", "reshape"}
 
 
 class ArrayType(NamedTuple):
@@ -167,10 +168,10 @@ class Program:
         ]
 
     def copies(self, name: str, arrays: Sequence[ArrayType], *, without: Iterable[str] = ()) -> list[ArrayType]:
-        """What one run of a computation copies, transposes or lays out anew of arrays like those given.
+        """What one run of a computation copies of arrays like those given: as they are, sliced, transposed, ...
 
-        That is every copy in main memory whose result has the dtype and, in any order, the axes of one of them, also
-        as a fusion that does nothing else. Reading an array ahead into the fast memory of a TPU core is no copy.
+        That is every array made so in main memory with the dtype and, in any order, the axes of one of them, also as a
+        fusion that does nothing else. Reading an array ahead into the fast memory of a TPU core is no copy.
 
         Args:
             name: of the computation.
@@ -186,12 +187,12 @@ class Program:
         ]
 
     def _is_copy(self, instruction: Instruction) -> bool:
-        if instruction.opcode == "copy-start":
-            return _ON_CHIP not in instruction.arrays[0].layout
+        if instruction.arrays and _ON_CHIP in instruction.arrays[0].layout:
+            return False
         if instruction.opcode == "fusion":
             opcodes = {inner.opcode for _, name in instruction.called for inner in self.computations.get(name, [])}
-            return opcodes <= _MOVES_ONLY and bool(opcodes & {"copy", "transpose"})
-        return instruction.opcode in ("copy", "transpose")
+            return opcodes <= _MOVES_ONLY and bool(opcodes & _COPIES)
+        return instruction.opcode.removesuffix("-start") in _COPIES
 
     def _bodies(self, name: str, *, depth: int) -> Iterator[str]:
         """The bodies of loops so deep below a computation, 1 for those in itself."""

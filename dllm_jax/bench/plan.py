@@ -239,7 +239,8 @@ def _matrices(model: Model) -> list[ArrayType]:
         shape = leaf.sharding.shard_shape(leaf.shape)
         one = shape[1:] if model.config.stacked and name.startswith("layers.") else shape
         if sum(size > 1 for size in one) > 1 and not name.endswith("_scale"):
-            parts += [ArrayType(_HLO_DTYPES[leaf.dtype.name], form) for form in {shape, one}]
+            dtypes = {leaf.dtype.name, model.dtype.name}  # a converted copy is a copy too
+            parts += [ArrayType(_HLO_DTYPES[dtype], form) for form in {shape, one} for dtype in dtypes]
     return parts
 
 
