@@ -60,6 +60,8 @@ def convert(
         OSError: the target's disk is full, or the like.
     """
     start = time.perf_counter()
+    if to == "hf" and quantize:
+        raise UsageError(f"--quantize: expected none with --to=hf, got {quantize}")
     source, target = resolve(source, field="--source"), Path(target).resolve()
     if source.resolve().is_relative_to(target):
         raise UsageError(f"--target: expected a folder apart from --source {source}, got {target}")
