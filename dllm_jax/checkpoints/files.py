@@ -29,6 +29,7 @@ MOST, MOST_POSITIONS = 2**20, 2**31 - 1  # of a size, so that no product of them
 NAMES_IN_ERRORS = 8
 PARTIAL, SUFFIX_LENGTH = "partial", 8  # TARGET.partial-1234abcd becomes TARGET when it is complete
 REMOVALS, REMOVAL_SECONDS = 50, 0.1
+IN_FLIGHT_BYTES = 2**30  # of host memory, beside the arrays themselves, that reading or writing weights may take
 MARKS = ("config.json", "filter.safetensors")  # one of them is in every folder that we write
 
 

@@ -1,13 +1,17 @@
 """Reads and writes Hugging Face folders (config.json + safetensors) without torch.
 
-Headers are read first, so mistakes in a checkpoint are reported before its gigabytes are touched; then one parameter
-after the other is assembled from memory-mapped tensors and sent to its devices.
+Headers are read first, so mistakes in a checkpoint are reported before its gigabytes are touched. Then the parts of the
+parameters that the devices of this process hold are assembled from memory-mapped tensors, by several threads, and sent
+to their devices one parameter after the other.
 """
 
+import collections
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +33,15 @@ SHARD_BYTES = 5 * 10**9  # what Hugging Face tools write
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")  # saved by some, needed by none
 COMPARED_ROWS = 4096  # of head and embedding at once
+READERS = 8  # threads that read and assemble; each maps the rows of one job (`layout.JOB_ELEMENTS`)
 
 Track = Callable[[Iterable[Any]], Iterable[Any]]  # wraps an iterable, to show progress
+_Bounds = tuple[tuple[int, int], ...]  # of a part of an array: start and stop on every axis
 
 
-class Tensor(NamedTuple):
-    """A tensor in a safetensors file, not read yet."""
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor in a safetensors file, not read yet; indexing reads."""
 
     file: Path
     offset: int
@@ -44,6 +51,13 @@ class Tensor(NamedTuple):
     def map(self) -> np.ndarray:
         """The tensor, memory-mapped."""
         return np.memmap(self.file, DTYPES[self.dtype], mode="r", offset=self.offset, shape=self.shape)
+
+    def __getitem__(self, box: layout.Index) -> np.ndarray:
+        """A part, memory-mapped alone, so that what was read leaves memory with it: rows, then all or some columns."""
+        (start, stop, _), row = box[0].indices(self.shape[0]), self.shape[1:]
+        offset = self.offset + start * math.prod(row) * np.dtype(DTYPES[self.dtype]).itemsize
+        rows = dataclasses.replace(self, offset=offset, shape=(stop - start, *row))
+        return rows.map()[:, *box[1:]]
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -144,34 +158,92 @@ def stored_dtype(tensors: Mapping[str, list[Tensor]]) -> np.dtype:
     return jnp.result_type(*{DTYPES[tensor.dtype] for group in tensors.values() for tensor in group})
 
 
+class _Begun(NamedTuple):
+    """A parameter of which the parts are being read."""
+
+    wanted: jax.ShapeDtypeStruct
+    parts: dict[_Bounds, np.ndarray]  # what the devices of this process hold, each part once
+    jobs: list[Future[None]]
+
+    def placed(self) -> jax.Array:
+        """The parameter on its devices, after all of it was read."""
+        for job in self.jobs:
+            job.result()
+        shape, sharding = self.wanted.shape, self.wanted.sharding
+        array = jax.make_array_from_callback(shape, sharding, lambda index: self.parts[_bounds(index, shape)])
+        return array.block_until_ready()  # or slow transfers would pile up in host memory
+
+
 def read_params(
     tensors: Mapping[str, list[Tensor]], *, wanted: Mapping[str, jax.ShapeDtypeStruct], track: Track = iter
 ) -> Iterator[tuple[str, jax.Array]]:
-    """Reads a model's parameters, one at a time, into the shapes, dtypes and shardings wanted.
+    """Reads a model's parameters, in order, into the shapes, dtypes and shardings wanted.
+
+    Of every tensor a process reads what its devices hold, once. While a parameter goes to its devices the next ones are
+    read, as many as `files.IN_FLIGHT_BYTES` of host memory take (one that is larger is read alone).
 
     Args:
         tensors: from `read_tensors`.
         wanted: by parameter path; every value has a sharding.
         track: wraps the paths that are looped over, to show progress.
 
+    Yields:
+        The path of a parameter, and the parameter.
+
     Raises:
         UsageError: the head that a tied model stores is not its embedding.
     """
     if "head" in tensors and "head" not in wanted:
         _check_tied(head=tensors["head"][0], embedding=tensors["embedding"][0])
-    for path in track(list(wanted)):
-        mapped = [tensor.map() for tensor in tensors[path]]
-        array = layout.fuse(path, mapped, shape=wanted[path].shape, dtype=wanted[path].dtype)
-        param = jax.make_array_from_callback(array.shape, wanted[path].sharding, array.__getitem__)
-        yield path, param.block_until_ready()  # or slow transfers would pile up in host memory
+    coming = collections.deque(wanted)
+    begun: collections.deque[_Begun] = collections.deque()
+    room = files.IN_FLIGHT_BYTES
+    pool = ThreadPoolExecutor(READERS)
+    try:
+        for path in track(list(wanted)):
+            while coming and (not begun or _part_bytes(wanted[coming[0]]) <= room):
+                following = coming.popleft()
+                begun.append(_begin(following, tensors[following], wanted[following], pool))
+                room -= _part_bytes(wanted[following])
+            room += _part_bytes(wanted[path])
+            yield path, begun.popleft().placed()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(path: str, tensors: list[Tensor], wanted: jax.ShapeDtypeStruct, pool: ThreadPoolExecutor) -> _Begun:
+    """Has the parts of a parameter read by the pool."""
+    jobs: list[Future[None]] = []
+    parts = {
+        bounds: layout.fuse(
+            path, tensors, shape=wanted.shape, dtype=wanted.dtype, index=tuple(slice(*pair) for pair in bounds),
+            run=lambda job: jobs.append(pool.submit(job)),
+        )
+        for bounds in _held(wanted)
+    }  # fmt: skip
+    return _Begun(wanted, parts, jobs)
+
+
+def _held(wanted: jax.ShapeDtypeStruct) -> set[_Bounds]:
+    """The parts of an array that the devices of this process hold."""
+    indices = wanted.sharding.addressable_devices_indices_map(wanted.shape).values()
+    return {_bounds(index, wanted.shape) for index in indices}
+
+
+def _bounds(index: layout.Index, shape: tuple[int, ...]) -> _Bounds:
+    return tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
+
+
+def _part_bytes(wanted: jax.ShapeDtypeStruct) -> int:
+    """Host memory of the parts of an array."""
+    return len(_held(wanted)) * math.prod(wanted.sharding.shard_shape(wanted.shape)) * wanted.dtype.itemsize
 
 
 def _check_tied(*, head: Tensor, embedding: Tensor) -> None:
     """Refuses a head that is not the embedding to which config.json ties it."""
-    one, other = head.map(), embedding.map()
-    for start in range(0, len(one), COMPARED_ROWS):
-        rows = slice(start, start + COMPARED_ROWS)
-        if not np.array_equal(one[rows].astype(np.float64), other[rows].astype(np.float64), equal_nan=True):
+    for start in range(0, head.shape[0], COMPARED_ROWS):
+        rows = (slice(start, start + COMPARED_ROWS), slice(None))
+        if not np.array_equal(head[rows].astype(np.float64), embedding[rows].astype(np.float64), equal_nan=True):
             raise UsageError(
                 f"{head.file}: expected a head equal to the embedding, since config.json ties them, got another one "
                 "(if it is right, set weight_tying, in Qwen tie_word_embeddings, to false)"

@@ -4,10 +4,11 @@ torch stores a Linear as [out, in]; ours are [in, out], with q, k, v and gate, u
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,20 @@ from dllm_jax.models.transformer import TransformerConfig
 
 INPUTS = {"qkv": (0,), "out": (0, 1, 2), "gate_up": (0,), "down": (0,), "head": (0,)}  # axes that a matrix sums over
 COPIED_ROWS = 64  # rows of a tensor transposed together: few enough for the processor's cache, twice as fast as all
+JOB_ELEMENTS = 2**21  # in the rows of a tensor that are copied by one job
+ALIGNMENT = 64  # bytes; the CPU devices of JAX take an array that starts at a multiple of it as it is, without a copy
+
+Index = tuple[slice, ...]  # a part of an array: one slice per axis
+Job = Callable[[], None]
+
+
+class Source(Protocol):
+    """A tensor of a checkpoint: an array, or one that is read where it is indexed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, box: Index, /) -> np.ndarray: ...
 
 
 class Part(NamedTuple):
@@ -65,15 +80,98 @@ def tensor_shapes(path: str, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     return [part.shape for part in parts(path, np.broadcast_to(np.int8(0), shape))]
 
 
-def fuse(path: str, tensors: list[np.ndarray], *, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Our parameter, assembled from its tensors and cast on the way."""
-    array = np.empty(shape, dtype)
-    for part, tensor in zip(parts(path, array), tensors, strict=True):
-        source = tensor.reshape(part.view.shape)
-        step = max(1, COPIED_ROWS * len(source) // len(tensor))
-        for start in range(0, len(source), step):
-            part.view[start : start + step] = source[start : start + step]
+def fuse(
+    path: str,
+    tensors: Sequence[Source],
+    *,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    index: Index | None = None,
+    run: Callable[[Job], Any] = lambda job: job(),
+) -> np.ndarray:
+    """Our parameter or a part of it, assembled from its tensors, of which only what belongs to the part is read.
+
+    Args:
+        path: name of the parameter.
+        tensors: in the order of `registry.tensor_names`.
+        shape: of the whole parameter.
+        dtype: of the result; rows are cast as they are copied.
+        index: of the part in the parameter; None is the whole.
+        run: takes every job that copies some rows, to run it at once or elsewhere; the jobs do not touch each other.
+
+    Returns:
+        The part, complete when all jobs have run.
+    """
+    index = index or (slice(None),) * len(shape)
+    array = _empty(tuple(len(range(*cut.indices(size))) for cut, size in zip(index, shape, strict=True)), dtype)
+    boxes = tensor_boxes(path, shape, index)
+    for part, tensor, box in zip(parts(path, array), tensors, boxes, strict=True):
+        count = len(part.view)
+        rows = (box[0].stop - box[0].start) // count  # of the tensor, to one of the view
+        step = max(1, JOB_ELEMENTS // (rows * math.prod(tensor.shape[1:])))
+        for start in range(0, count, step):
+            stop = min(start + step, count)
+            cut = slice(box[0].start + start * rows, box[0].start + stop * rows)
+            run(functools.partial(_copy, part.view[start:stop], tensor, (cut, *box[1:])))
     return array
+
+
+def _copy(target: np.ndarray, tensor: Source, box: Index) -> None:
+    source = tensor[box]
+    step = max(1, COPIED_ROWS * len(target) // len(source))
+    source = source.reshape(target.shape)
+    for start in range(0, len(target), step):
+        target[start : start + step] = source[start : start + step]
+
+
+def tensor_boxes(path: str, shape: tuple[int, ...], index: Index) -> list[Index]:
+    """Where the elements of a part of a parameter are in each of its tensors.
+
+    Args:
+        path: name of the parameter.
+        shape: of the whole parameter.
+        index: of the part.
+
+    Returns:
+        One slice per axis of every tensor. Which they are follows from `parts`, by where the views of the part begin
+        in the views of the whole.
+
+    Raises:
+        ValueError: a part that is not one piece of a tensor.
+    """
+    whole = np.empty(shape, np.int8)  # never touched, so it takes no memory
+    boxes = []
+    for part, piece in zip(parts(path, whole), parts(path, whole[index]), strict=True):
+        view, cut = part.view, piece.view
+        offset = cut.ctypes.data - view.ctypes.data
+        starts = [0] * view.ndim
+        for axis in sorted((axis for axis in range(view.ndim) if view.shape[axis] > 1), key=lambda i: -view.strides[i]):
+            starts[axis], offset = divmod(offset, view.strides[axis])
+        boxes.append(_merged(list(zip(starts, cut.shape, view.shape, strict=True)), part.shape))
+    return boxes
+
+
+def _merged(axes: list[tuple[int, int, int]], shape: tuple[int, ...]) -> Index:
+    """The slices of a tensor, of whose axes each is several of a view: (start, size of the part, size of the whole)."""
+    box = []
+    for length in shape:
+        start, last, size, product = 0, 0, 1, 1
+        while product < length:
+            first, part, whole = axes.pop(0)
+            start, last = start * whole + first, last * whole + first + part - 1
+            size, product = size * part, product * whole
+        if last - start + 1 != size:
+            raise ValueError(f"expected a part that is one piece of the tensor {shape}, got {size} elements of an axis")
+        box.append(slice(start, last + 1))
+    return tuple(box)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array whose memory is aligned."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def split(path: str, array: np.ndarray) -> list[np.ndarray]:
