@@ -39,6 +39,19 @@ def abbreviate(names: list[str]) -> str:
     return ", ".join(names[:NAMES_IN_ERRORS]) + (f" and {more} more" if more > 0 else "")
 
 
+def grouped(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in groups: in order, as many as fit into a number of bytes, at least one."""
+    groups: list[list[str]] = [[]]
+    room = limit
+    for name, size in sizes.items():
+        if size > room and groups[-1]:
+            groups.append([])
+            room = limit
+        groups[-1].append(name)
+        room -= size
+    return groups
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 

@@ -136,7 +136,7 @@ def _read_orbax(folder: Path) -> dict[str, Any]:
         stored = store.stored_params(folder)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in stored.items()}
-        return dict(store.read_params(folder, wanted))
+        return dict(store.restore_params(folder, wanted))
     except UsageError as error:
         raise UsageError(f"filter.path: {error}") from None
 

@@ -278,7 +278,7 @@ def export_hf(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, tra
 def write_tensors(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, track: Track = iter) -> None:
     """Writes the weights of a model, the first part of `export_hf`."""
     params, names = layout.flatten(model.params), registry.tensor_names(model.config)
-    shards = _shards({path: param.nbytes for path, param in params.items()}, shard_bytes)
+    shards = files.grouped({path: param.nbytes for path, param in params.items()}, shard_bytes)
     files_by_last = {
         paths[-1]: SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
         for number, paths in enumerate(shards, 1)
@@ -295,16 +295,3 @@ def write_tensors(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES,
         total = sum(param.nbytes for param in params.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """The parameters of every file: in order, as many as fit."""
-    shards: list[list[str]] = [[]]
-    room = limit
-    for path, size in sizes.items():
-        if size > room and shards[-1]:
-            shards.append([])
-            room = limit
-        shards[-1].append(path)
-        room -= size
-    return shards

@@ -96,7 +96,7 @@ def load_model(
     if converted:
         trees = (assembly.shapes, stored)
         layout.check_shapes(folder, *({name: leaf.shape for name, leaf in tree.items()} for tree in trees))
-        params = store.read_params(folder / PARAMS, assembly.shapes)
+        params = store.restore_params(folder / PARAMS, assembly.shapes)
     else:
         params = hf.read_params(tensors, wanted=assembly.shapes, track=track)
     for name, array in params:

@@ -5,6 +5,8 @@ Orbax does not checksum arrays, so a flipped bit would load silently; a folder w
 
 import hashlib
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dllm_jax.checkpoints.files import abbreviate, read_json
@@ -16,7 +18,10 @@ NAME = "manifest.json"
 def write_manifest(folder: Path) -> None:
     """Describes every file in the folder; call it when nothing else will be written."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
-    entries = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in paths}
+    entries = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": checksum}
+        for path, checksum in zip(paths, _checksums(paths), strict=True)
+    }
     (folder / NAME).write_text(json.dumps({"files": entries}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -41,18 +46,29 @@ def verify_folder(folder: Path, *, checksums: bool = True) -> int:
     )
     if not entries or not well_formed:
         raise UsageError(f"{folder / NAME}: expected size and sha256 of every file under files, got something else")
-    problems = []
+    problems = {}
     for name, entry in entries.items():
         path = folder / name
         if not path.is_file():
-            problems.append(f"{name} (missing)")
+            problems[name] = f"{name} (missing)"
         elif path.stat().st_size != entry["size"]:
-            problems.append(f"{name} (expected {entry['size']} bytes, got {path.stat().st_size})")
-        elif checksums and _sha256(path) != entry["sha256"]:
-            problems.append(f"{name} (corrupted: another checksum)")
+            problems[name] = f"{name} (expected {entry['size']} bytes, got {path.stat().st_size})"
+    if checksums:
+        whole = [name for name in entries if name not in problems]
+        for name, checksum in zip(whole, _checksums([folder / name for name in whole]), strict=True):
+            if checksum != entries[name]["sha256"]:
+                problems[name] = f"{name} (corrupted: another checksum)"
     if problems:
-        raise UsageError(f"{folder}: expected the files of {NAME}, got {len(problems)} bad: {abbreviate(problems)}")
+        raise UsageError(
+            f"{folder}: expected the files of {NAME}, got {len(problems)} bad: {abbreviate([problems[name] for name in entries if name in problems])}"
+        )
     return len(entries)
+
+
+def _checksums(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of files, several at once."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_sha256, paths))
 
 
 def _sha256(path: Path) -> str:

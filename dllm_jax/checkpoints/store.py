@@ -10,11 +10,12 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from dllm_jax.checkpoints import files
 from dllm_jax.errors import UsageError, naming
 from dllm_jax.places import check_room
 
-IN_FLIGHT_BYTES = 2**30  # host memory used beside the arrays themselves
 CHUNK_BYTES = 2**26  # small enough that a device reads little more than its own part
+FILE_BYTES = 2**28  # small enough that the checksums of a model's files are computed on all processors
 
 
 def save_params(path: Path, params: Mapping[str, jax.Array]) -> None:
@@ -45,39 +46,26 @@ def stored_params(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in stored.items()}
 
 
-def read_params(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[tuple[str, jax.Array]]:
+def restore_params(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[tuple[str, jax.Array]]:
     """Reads arrays straight into the shardings and dtypes wanted, some at a time.
 
     Args:
         path: a folder that `save_params` wrote.
         wanted: exactly the names and shapes stored there (see `stored_params`), each with a sharding.
 
+    Yields:
+        The name of an array, and the array, in the order of `wanted`.
+
     Raises:
         UsageError: the files are damaged so badly that they cannot be read.
     """
-    context = _context(wanted.values())
-    context.pytree.loading.partial_load = True
-    for names in _groups({name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in wanted.items()}):
-        with context:
+    for group in files.grouped({name: _nbytes(array) for name, array in wanted.items()}, files.IN_FLIGHT_BYTES):
+        with _context(wanted[name] for name in group):
             try:
-                arrays = ocp.load(path.absolute(), {name: wanted[name] for name in names})
+                arrays = ocp.load(path.absolute(), {name: wanted[name] for name in group})
             except (ocp.errors.InvalidLayoutError, OSError, ValueError) as error:
                 raise UsageError(f"{path}: expected a readable Orbax checkpoint, got {_one_line(error)}") from error
-        for name in names:
-            yield name, arrays.pop(name)
-
-
-def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names in order, as many at a time as are `IN_FLIGHT_BYTES` together, at least one."""
-    group: list[str] = []
-    total = 0
-    for name, size in sizes.items():
-        if group and total + size > IN_FLIGHT_BYTES:
-            yield group
-            group, total = [], 0
-        group.append(name)
-        total += size
-    yield group
+        yield from ((name, arrays.pop(name)) for name in group)
 
 
 class TrainingCheckpoints:
@@ -145,14 +133,19 @@ def _by_name(tree: Any) -> dict[str, Any]:
 def _context(arrays: Iterable[Any]) -> ocp.Context:
     """Options: no second copy of the weights in host memory, and no compression, which gains nothing on weights."""
     context = ocp.Context()
-    largest = max(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
-    limit = max(IN_FLIGHT_BYTES, 2 * largest)
+    limit = max(files.IN_FLIGHT_BYTES, *(2 * _nbytes(array) for array in arrays))
     context.memory.write_concurrent_bytes = limit
     context.memory.read_concurrent_bytes = limit
     context.memory.transfer_concurrent_bytes = limit
+    context.pytree.loading.partial_load = True  # arrays are read some at a time
     context.array.saving.use_compression = False
+    context.array.saving.ocdbt_target_data_file_size = FILE_BYTES
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     return context
+
+
+def _nbytes(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
 @contextlib.contextmanager

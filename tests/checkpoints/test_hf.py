@@ -96,6 +96,7 @@ def test_splitting_undoes_fusing(kind):
 def test_one_parameter_at_a_time(monkeypatch):
     spy = mock.Mock()
     spy.fuse.side_effect, spy.place.side_effect = layout.fuse, jax.make_array_from_callback
+    monkeypatch.setattr("dllm_jax.checkpoints.files.IN_FLIGHT_BYTES", 1)  # no room for another one
     monkeypatch.setattr(layout, "fuse", spy.fuse)
     monkeypatch.setattr(jax, "make_array_from_callback", spy.place)
     paths = list(layout.flatten(load_model(GQA).params))
