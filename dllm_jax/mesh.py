@@ -129,6 +129,6 @@ def batch_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: NamedSharding(mesh, PartitionSpec(BATCH_AXES) if x.ndim else PartitionSpec()), tree)
 
 
-def batch_multiple(mesh: Mesh) -> int:
+def batch_multiple(mesh: Mesh | AbstractMesh) -> int:
     """Batches are padded to a multiple of this many rows."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

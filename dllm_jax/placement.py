@@ -19,10 +19,11 @@ from dllm_jax.checkpoints.load import dtype_on, resolve, tuned
 from dllm_jax.config import Config, block_schedule, wants_verifier
 from dllm_jax.decoding.caching import shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length
-from dllm_jax.decoding.generate import build_cache, length_multiple
+from dllm_jax.decoding.generate import build_cache, length_multiple, with_slack
 from dllm_jax.errors import UsageError
 from dllm_jax.memory import bytes_per_device, device_bytes
 from dllm_jax.mesh import MESH_AXES, batch_multiple, make_mesh, weight_shardings
+from dllm_jax.models.attention import kernel, key_multiple
 from dllm_jax.models.model import abstract_model
 from dllm_jax.models.registry import PRESETS
 from dllm_jax.models.transformer import TransformerConfig, on_mesh
@@ -130,7 +131,8 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
     )
     geometry = Geometry(padded, decode.gen_length, block_schedule(decode)[0])
     strategy = build_cache(config, logit_shift=model.logit_shift)
-    columns, widths = strategy.columns(geometry), set(strategy.widths(geometry))
+    columns = with_slack(geometry, strategy, multiple=key_multiple(platform)).columns
+    widths = set(strategy.widths(geometry))
     split = batch_multiple(mesh)
     batch = -(-decode.batch_size // split)
     rows, tensor = batch * (2 if decode.cfg_scale else 1), mesh.shape["tensor"]
@@ -143,7 +145,9 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
 
     heads = model.stored_groups * share(model.stored_kv_heads)
     slots = geometry.gen_length if decode.stop == "eot" and not widths else strategy.slots(geometry)
-    scores = 2 * rows * heads * geometry.length**2 * 4  # and their softmax, in float32
+    kind = kernel(platform, dtype, rows=rows, queries=geometry.length, keys=geometry.length, head_dim=model.head_dim)
+    # Scores and their softmax in float32; the other kernels keep them out of memory.
+    scores = 2 * rows * heads * geometry.length**2 * 4 if kind.startswith("xla") else 0
     activations = rows * geometry.length * (2 * model.embed_dim + 3 * share(model.mlp_dim)) * dtype.itemsize
     logits = (3 if decode.temperature else 2) * rows * slots * share(model.vocab_size) * 4
     weights = _weights(model, dtype, mesh)

@@ -352,7 +352,7 @@ def _run_block(engine: Engine, carry: Carry, canvas: Geometry) -> Carry:
     widths = sorted(set(engine.cache.widths(canvas)))
     if not widths:
         return carry
-    cache = widened(cache, columns=engine.cache.columns(canvas))
+    cache = widened(cache, columns=canvas.columns)
 
     def in_the_block(state: DecodeState) -> Bool[Array, ""]:
         return engine.unfinished(state, in_block(state, block))

@@ -24,6 +24,7 @@ from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
 from dllm_jax.decoding.stopping import EndOfText
 from dllm_jax.errors import UsageError
 from dllm_jax.memory import bytes_per_device, check_fits, exhaustion_told, placed, plan_bytes
+from dllm_jax.models.attention import key_multiple
 from dllm_jax.models.model import Model, computing
 from dllm_jax.timing import CompileCount
 
@@ -73,7 +74,8 @@ class Decoder:
         )  # fmt: skip
         min_confidence = jnp.float32(config.eot.min_confidence)
         self.stop = EndOfText(min_confidence, self.end_ids) if config.decode.stop == "eot" else None
-        self.length_multiple = length_multiple(model.mesh.devices.flat[0].platform)
+        platform = model.mesh.devices.flat[0].platform
+        self.length_multiple, self.key_multiple = length_multiple(platform), key_multiple(platform)
         self._prepared: set[Any] = set()  # programs that are compiled: structure of the engine, rows
 
     @property
@@ -140,7 +142,7 @@ class Decoder:
             most=self.longest_prompt,
         )  # fmt: skip
         geometry = Geometry(prompt_length, decode.gen_length, self.block_length)
-        geometry = dataclasses.replace(geometry, slack=self.cache.columns(geometry) - geometry.length)
+        geometry = with_slack(geometry, self.cache, multiple=self.key_multiple)
         # With a cache rows end in the block that they decode, which is then their last: no full forward follows.
         shrinks = self.stop and decode.cache == "none"
         canvases = shorter_canvases(geometry, multiple=self.length_multiple) if shrinks else (geometry,)
@@ -249,7 +251,13 @@ class Decoder:
 
 def length_multiple(platform: str) -> int:
     """What the lengths of canvases are multiples of, at least."""
-    return 32 if platform == "cpu" else 64
+    return max(32, key_multiple(platform))
+
+
+def with_slack(geometry: Geometry, cache: CacheStrategy, *, multiple: int) -> Geometry:
+    """The canvas with columns for every slice of a cache, rounded up to a multiple."""
+    columns = cache.columns(geometry)
+    return dataclasses.replace(geometry, slack=columns + -columns % multiple - geometry.length)
 
 
 def build_cache(config: Config, *, logit_shift: int) -> CacheStrategy:

@@ -3,15 +3,31 @@
 Shape letters: B batch, T queries, S keys, N query heads, K key/value heads, H head width.
 """
 
+import operator
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import (
+    DEFAULT_MASK_VALUE,
+    BlockSizes,
+    SegmentIds,
+    SplashAttentionKernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jaxtyping import Array, Bool, Float, Int
 
+from dllm_jax.mesh import ACTIVATIONS, batch_multiple, spec
+
 CUDNN_LENGTH_MULTIPLE = 64
+SPLIT_QUERIES, SPLIT_KEYS, SPLIT_CHUNKS = 64, 1024, 4  # the most queries, the least keys; chunks of these
+SPLASH_KEY_MULTIPLE = 128
+SPLASH_QUERY_MULTIPLE = 16  # rows of a tile of 16-bit numbers
+SPLASH_HEAD_DIMS = (64, 128, 256)
+SPLASH_QUERIES, SPLASH_KEYS, SPLASH_COMPUTE = 512, 2048, 512  # the most in a block, as its scores fit into VMEM
 
 
 @struct.dataclass
@@ -69,20 +85,25 @@ def attend(
         v: values.
         seen: what the queries see; one that sees nothing gets some finite mean of the values.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device  # of `jax.set_mesh`, also for devices that are not here
+    mesh = jax.sharding.get_abstract_mesh()  # of `jax.set_mesh`; its devices need not be here
+    device = None if mesh.empty else mesh.abstract_device
+    rows = len(q) if mesh.empty else -(-len(q) // batch_multiple(mesh))
     name = kernel(
-        device.platform if device else "", q.dtype, queries=q.shape[1], keys=k.shape[1], head_dim=q.shape[-1],
-        packed=seen.segment_BT is not None,
+        device.platform if device else "", q.dtype, rows=rows, queries=q.shape[1], keys=k.shape[1],
+        head_dim=q.shape[-1], packed=seen.segment_BT is not None,
     )  # fmt: skip
     return KERNELS[name](q, k, v, seen)
 
 
-def kernel(platform: str, dtype: np.dtype, *, queries: int, keys: int, head_dim: int, packed: bool = False) -> str:
+def kernel(
+    platform: str, dtype: np.dtype, *, rows: int, queries: int, keys: int, head_dim: int, packed: bool = False
+) -> str:
     """The kernel to use, one of `KERNELS`.
 
     Args:
         platform: "cpu", "gpu" or "tpu"; anything else stands for one that is not known.
         dtype: of queries, keys and values.
+        rows: B, on one device.
         queries: T.
         keys: S.
         head_dim: H.
@@ -90,10 +111,19 @@ def kernel(platform: str, dtype: np.dtype, *, queries: int, keys: int, head_dim:
     """
     if dtype == jnp.float16 and platform != "gpu":
         return "xla_wide"
-    fits_cudnn = queries % CUDNN_LENGTH_MULTIPLE == 0 and keys % CUDNN_LENGTH_MULTIPLE == 0 and head_dim % 8 == 0
-    if platform == "gpu" and dtype.itemsize == 2 and fits_cudnn and not packed:
-        return "cudnn"
+    if dtype.itemsize != 2 or packed:
+        return "xla"
+    if platform == "tpu" and keys % SPLASH_KEY_MULTIPLE == 0 and head_dim in SPLASH_HEAD_DIMS:
+        return "splash"
+    if platform == "gpu" and keys % CUDNN_LENGTH_MULTIPLE == 0 and head_dim % 8 == 0:
+        is_short = rows == 1 and queries <= SPLIT_QUERIES and keys >= SPLIT_KEYS
+        return "split_keys" if is_short else "cudnn"
     return "xla"
+
+
+def key_multiple(platform: str) -> int:
+    """What the number of keys has to be a multiple of for the kernels of a platform; 1 where nothing is gained."""
+    return {"tpu": SPLASH_KEY_MULTIPLE, "gpu": CUDNN_LENGTH_MULTIPLE}.get(platform, 1)
 
 
 def _xla(q: jax.Array, k: jax.Array, v: jax.Array, seen: Visible) -> jax.Array:
@@ -108,11 +138,104 @@ def _xla_wide(q: jax.Array, k: jax.Array, v: jax.Array, seen: Visible) -> jax.Ar
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, seen: Visible) -> jax.Array:
-    """On NVIDIA GPUs in 16 bits."""
-    mask = jnp.broadcast_to(seen.mask, (len(q), 1, q.shape[1], k.shape[1]))  # it takes whole masks only
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    """On NVIDIA GPUs in 16 bits; it takes certain numbers of queries only, and whole masks."""
+    queries = q.shape[1]
+    padding = ((0, 0), (0, -queries % CUDNN_LENGTH_MULTIPLE), (0, 0), (0, 0))
+    mask = jnp.broadcast_to(seen.mask, (len(q), 1, queries, k.shape[1])).swapaxes(1, 2)
+    q, mask = jnp.pad(q, padding), jnp.pad(mask, padding, constant_values=True).swapaxes(1, 2)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")[:, :queries]
+
+
+def split_keys(q: jax.Array, k: jax.Array, v: jax.Array, seen: Visible) -> jax.Array:
+    """Few queries of one row against many keys, where a kernel would keep a few cores busy only.
+
+    Every chunk C of the keys has a softmax of its own; chunks are then weighted by their sums.
+    """
+    batch, queries, _, head_dim = q.shape
+    kv_heads, chunks = k.shape[2], SPLIT_CHUNKS
+    q_BTKGH = q.reshape(batch, queries, kv_heads, -1, head_dim)
+    k_BCSKH, v_BCSKH = (x.reshape(batch, chunks, -1, kv_heads, head_dim) for x in (k, v))
+    mask_BCTS = jnp.moveaxis(seen.mask[:, 0].reshape(batch, -1, chunks, k_BCSKH.shape[2]), 2, 1)
+    scores = jnp.einsum("btkgh,bcskh->bckgts", q_BTKGH, k_BCSKH, preferred_element_type=jnp.float32) * head_dim**-0.5
+    scores = jnp.where(mask_BCTS[:, :, None, None], scores, DEFAULT_MASK_VALUE)
+    most = scores.max(axis=-1, keepdims=True)
+    odds = jnp.exp(scores - most)
+    weight = odds.sum(axis=-1, keepdims=True) * jnp.exp(most - most.max(axis=1, keepdims=True))
+    share = weight / weight.sum(axis=1, keepdims=True) / odds.sum(axis=-1, keepdims=True)
+    means = jnp.einsum("bckgts,bcskh->bckgth", odds.astype(v.dtype), v_BCSKH, preferred_element_type=jnp.float32)
+    attended_BKGTH = (share * means).sum(axis=1)
+    return jnp.moveaxis(attended_BKGTH, 3, 1).reshape(q.shape).astype(q.dtype)
+
+
+def splash(q: jax.Array, k: jax.Array, v: jax.Array, seen: Visible, *, interpret: bool = False) -> jax.Array:
+    """On TPUs in bfloat16: JAX's flash attention, on every device for its rows and its key/value heads.
+
+    The queries of all heads that share a key/value head run as one sequence, so that keys and values are read once.
+
+    Args:
+        q: queries, as for `attend`.
+        k: keys.
+        v: values.
+        seen: what the queries see, without segments.
+        interpret: run the kernel's Python code, on any platform.
+    """
+    batch, queries, heads, head_dim = q.shape
+    kv_heads, groups = k.shape[2], heads // k.shape[2]
+    sizes = splash_blocks(groups * queries, k.shape[1])
+    padding = -(groups * queries) % sizes.block_q
+    q = (q * head_dim**-0.5).reshape(batch, queries, kv_heads, groups, head_dim).transpose(0, 2, 3, 1, 4)
+    q_BKQH = jnp.pad(q.reshape(batch, kv_heads, -1, head_dim), ((0, 0), (0, 0), (0, padding), (0, 0)))
+    k_BKSH, v_BKSH = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    last_BQ = None
+    if seen.last_BT is not None:
+        last_BQ = jnp.tile(jnp.broadcast_to(seen.last_BT, (batch, queries)), (1, groups))
+        last_BQ = jnp.pad(last_BQ, ((0, 0), (0, padding)))
+
+    def of_row(q_KQH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, real_S: jax.Array, last_Q: Any) -> Any:
+        run = SplashAttentionKernel(
+            MaskInfo(None, None, None, None, q_sequence=last_Q), None, None, block_sizes=sizes, is_mqa=False,
+            save_residuals=False, mask_value=DEFAULT_MASK_VALUE, attn_logits_soft_cap=None,
+            residual_checkpoint_name=None, mask_function=None if last_Q is None else operator.ge, interpret=interpret,
+        )  # fmt: skip
+        segments = SegmentIds(q=jnp.ones(q_KQH.shape[1], jnp.int32), kv=real_S.astype(jnp.int32))
+        return run(q_KQH, k_KSH, v_KSH, segment_ids=segments)
+
+    arguments = (q_BKQH, k_BKSH, v_BKSH, seen.real_BS, last_BQ)
+    attended = _per_device(jax.vmap(of_row), *arguments)
+    attended = attended[:, :, : groups * queries].reshape(batch, kv_heads, groups, queries, head_dim)
+    return attended.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, head_dim)
+
+
+def splash_blocks(queries: int, keys: int) -> BlockSizes:
+    """As few and even blocks as VMEM allows.
+
+    Args:
+        queries: of one key/value head; they are padded to a multiple of `block_q`.
+        keys: a multiple of `SPLASH_KEY_MULTIPLE`.
+    """
+    count = -(-queries // SPLASH_QUERIES)
+    block_q = -(-queries // (count * SPLASH_QUERY_MULTIPLE)) * SPLASH_QUERY_MULTIPLE
+
+    def divisor(of: int, most: int) -> int:
+        return max(n for n in range(SPLASH_KEY_MULTIPLE, most + 1, SPLASH_KEY_MULTIPLE) if of % n == 0)
+
+    block_kv = divisor(keys, SPLASH_KEYS)
+    return BlockSizes(block_q=block_q, block_kv=block_kv, block_kv_compute=divisor(block_kv, SPLASH_COMPUTE))
+
+
+def _per_device(run: Callable[..., jax.Array], *arguments: jax.Array | None) -> jax.Array:
+    """Runs a kernel that the compiler cannot split on every device's own rows [B, ...] and heads [B, K, ...]."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return run(*arguments)
+    axes = ("batch", "kv_heads", None, None)
+    specs = tuple(
+        None if x is None else spec(axes if x.ndim == 4 else ("batch", None), x.shape, mesh.shape, rules=ACTIVATIONS)
+        for x in arguments
+    )
+    return jax.shard_map(run, in_specs=specs, out_specs=specs[0], check_vma=False)(*arguments)
 
 
 KERNELS: dict[str, Callable[[jax.Array, jax.Array, jax.Array, Visible], jax.Array]] = {
-    "xla": _xla, "xla_wide": _xla_wide, "cudnn": _cudnn,
+    "xla": _xla, "xla_wide": _xla_wide, "cudnn": _cudnn, "split_keys": split_keys, "splash": splash,
 }  # fmt: skip

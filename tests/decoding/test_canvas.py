@@ -5,7 +5,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dllm_jax.decoding.caching import BlockCache, no_widths, prefix_widths
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts, positions, real_columns
+from dllm_jax.decoding.generate import with_slack
 
 
 def test_prompts_are_padded_on_the_left_and_masks_follow() -> None:
@@ -45,3 +47,13 @@ def test_buckets_grow_with_the_prompts() -> None:
     assert lengths(0) == list(range(128, 2049, 64))
     assert lengths(0.125) == [*range(128, 1025, 64), 1152, 1280, 1408, 1536, 1728, 1920, 2048]
     assert lengths(0.5) == [128, 192, 256, 384, 576, 832, 1216, 1792, 2048]
+
+
+def test_slack_rounds_the_columns_of_a_cache_up() -> None:
+    geometry = Geometry(prompt_length=64, gen_length=320, block_length=32)
+    cache = BlockCache(prefix_widths, lead=1)
+    needed = cache.columns(geometry)
+    assert needed > geometry.length
+    assert with_slack(geometry, cache, multiple=1).columns == needed
+    assert with_slack(geometry, cache, multiple=128).columns == 512
+    assert with_slack(geometry, BlockCache(no_widths, lead=0), multiple=128).columns == geometry.length
