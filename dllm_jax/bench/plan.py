@@ -24,6 +24,7 @@ from dllm_jax.config import Config, numbers
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.driver import Engine
 from dllm_jax.decoding.generate import Decoder
+from dllm_jax.decoding.state import DecodeState
 from dllm_jax.errors import UsageError
 from dllm_jax.hlo import ArrayType, Moved, Program
 from dllm_jax.memory import bytes_per_device, chip, device_bytes
@@ -136,6 +137,18 @@ def _decoder(config: Config, mesh: Mesh) -> Decoder:
     return Decoder(model, config, verifier=verifier, filter_=open_filter(config))
 
 
+def program_arguments(decoder: Decoder, engine: Engine) -> tuple[Engine, DecodeState]:
+    """The arguments of a decoder's program, as shapes on its mesh."""
+    everywhere = NamedSharding(decoder.model.mesh, PartitionSpec())
+
+    def shape(x: Any) -> jax.ShapeDtypeStruct:
+        known = isinstance(x, jax.ShapeDtypeStruct)
+        return x if known else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+
+    state = decoder.state_shapes(engine.geometry, rows=decoder.config.decode.batch_size)
+    return jax.tree.map(shape, (engine, state))
+
+
 def _within(lengths: Sequence[int], longest: int) -> list[int]:
     """The lengths that the model allows, and the longest of those instead of longer ones, which is told."""
     if longest < 1:
@@ -149,14 +162,7 @@ def _within(lengths: Sequence[int], longest: int) -> list[int]:
 def _program(decoder: Decoder, length: int, rates: Rates) -> dict[str, Any]:
     """The entry of one program."""
     engine = decoder.engine(length)
-    everywhere = NamedSharding(decoder.model.mesh, PartitionSpec())
-
-    def shape(x: Any) -> jax.ShapeDtypeStruct:
-        known = isinstance(x, jax.ShapeDtypeStruct)
-        return x if known else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
-
-    state = decoder.state_shapes(engine.geometry, rows=decoder.config.decode.batch_size)
-    arguments = jax.tree.map(shape, (engine, state))
+    arguments = program_arguments(decoder, engine)
     begin = time.perf_counter()
     try:
         with decoder.computing():

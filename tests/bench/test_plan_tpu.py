@@ -1,17 +1,29 @@
 """decode.plan for TPUs that are not here: libtpu compiles LLaDA-8B, with few layers of its true width."""
 
+import dataclasses
 import importlib.util
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import pytest
 
+from dllm_jax.bench.plan import program_arguments, topology_devices
 from dllm_jax.chips import TPUS
+from dllm_jax.config import Config
+from dllm_jax.decoding import driver
+from dllm_jax.decoding.generate import Decoder
 from dllm_jax.memory import chip, device_bytes
+from dllm_jax.mesh import make_mesh
+from dllm_jax.models.model import shape_model
+from dllm_jax.models.registry import PRESETS
+from dllm_jax.settings import DecodeSettings
 
 pytestmark = [
     pytest.mark.slow,
@@ -76,13 +88,42 @@ def test_what_does_not_fit_one_v5e(tmp_path: Path) -> None:
     assert "decode.batch_size=" in last
 
 
-def test_every_generation_has_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dllm_jax.bench.plan import topology_devices
-
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libtpu in this process, whatever machine it is on."""
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "1")
-    shapes = {name: "2x2" if name in ("v5e", "v6e") else "2x2x1" for name in TPUS}
-    for name, shape in shapes.items():
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize("preset", ["llada_8b", "dream_7b"])
+def test_attention_scores_never_are_in_memory(preset: str, cache: str, alone: None) -> None:
+    """Neither those of the full canvas nor, in front of a cache, those of a block, in any dtype or order of axes."""
+    devices = topology_devices("v5e:2x4")
+    decode = DecodeSettings(policy="threshold", cache=cache, gen_length=1024, batch_size=8)
+    decoder = Decoder(
+        shape_model(
+            dataclasses.replace(PRESETS[preset], num_layers=1), dtype=jnp.dtype("bfloat16"),
+            mesh=make_mesh(data=1, tensor=8, devices=devices),
+        ),
+        Config(decode=decode),
+    )  # fmt: skip
+    engine = decoder.engine(1024)
+    with decoder.computing():
+        text = driver.decode.lower(*program_arguments(decoder, engine)).compile().as_text()
+    heads, keys = decoder.model.config.stored_heads // 8, engine.geometry.columns
+    assert keys % 128 == 0
+    arrays = [tuple(map(int, axes.split(","))) for axes in re.findall(r"\b(?:f32|bf16|f16)\[([\d,]+)\]", text)]
+    assert len(arrays) > 1000
+    for queries in (2048, *engine.cache.widths(engine.geometry)):
+        scores = 8 * heads * queries * keys
+        assert not [axes for axes in arrays if {queries, keys} <= {*axes} and math.prod(axes) >= scores]
+    assert text.count('custom_call_target="tpu_custom_call"') == 1 + len(set(engine.cache.widths(engine.geometry)))
+
+
+def test_every_generation_has_figures(alone: None) -> None:
+    forms = {name: "2x2" if name in ("v5e", "v6e") else "2x2x1" for name in TPUS}
+    for name, shape in forms.items():
         devices = topology_devices(f"{name}:{shape}")
         figures, usable = chip(devices), device_bytes(devices)
         assert figures

@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from dllm_jax.mesh import MESH_AXES, make_mesh
-from dllm_jax.models.attention import KERNELS, Visible, attend, kernel, splash, splash_blocks, split_keys, visible
+from dllm_jax.models.attention import KERNELS, Visible, attend, kernel, split_keys, visible
+from dllm_jax.models.splash import block_sizes, splash
 
 REAL_BS = np.array([[0, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1]], bool)
 COLUMNS_1S = np.arange(6)[None]
@@ -106,7 +107,7 @@ def test_cudnn_gets_lengths_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("queries", [1, 32, 165, 512, 513, 2048, 5 * 2048])
 @pytest.mark.parametrize("keys", [128, 512, 1408, 2048, 2176, 4096])
 def test_blocks_of_splash(queries: int, keys: int) -> None:
-    sizes = splash_blocks(queries, keys)
+    sizes = block_sizes(queries, keys)
     assert sizes.block_q % 16 == 0
     assert sizes.block_q <= 512
     blocks = -(-queries // sizes.block_q)
