@@ -82,7 +82,8 @@ def _measure(values: flags.FlagValues, arguments: list[str]) -> None:
     device = mesh.devices.flat[0].device_kind
     print(
         f"{values.path}: {done.weight_bytes / 1e9:.2f} GB of weights on {mesh.local_mesh.devices.size} {device}, "
-        f"{done.seconds:.1f} s ({done.busy_seconds:.1f} s of processors), {done.host_bytes / 1e9:.2f} GB of host memory beside them"
+        f"{done.seconds:.1f} s ({done.busy_seconds:.1f} s of processors), "
+        f"{done.host_bytes / 1e9:.2f} GB of host memory beside them"
     )
 
 

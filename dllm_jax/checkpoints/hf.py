@@ -230,8 +230,8 @@ def _held(wanted: jax.ShapeDtypeStruct) -> set[_Bounds]:
     return {_bounds(index, wanted.shape) for index in indices}
 
 
-def _bounds(index: layout.Index, shape: tuple[int, ...]) -> _Bounds:
-    return tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
+def _bounds(index: layout.Index | None, shape: tuple[int, ...]) -> _Bounds:
+    return tuple(cut.indices(size)[:2] for cut, size in zip(index or (), shape, strict=True))
 
 
 def _part_bytes(wanted: jax.ShapeDtypeStruct) -> int:

@@ -32,9 +32,11 @@ class Source(Protocol):
     """A tensor of a checkpoint: an array, or one that is read where it is indexed."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Of all of it."""
 
-    def __getitem__(self, box: Index, /) -> np.ndarray: ...
+    def __getitem__(self, box: Index, /) -> np.ndarray:
+        """A part of it."""
 
 
 class Part(NamedTuple):

@@ -1,13 +1,15 @@
 """manifest.json of a converted checkpoint: size and SHA-256 of every file, written last.
 
 Orbax does not checksum arrays, so a flipped bit would load silently; a folder without a manifest was never finished.
+Several files are read at once.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from dllm_jax.checkpoints.files import abbreviate, read_json
 from dllm_jax.errors import UsageError
@@ -18,9 +20,11 @@ NAME = "manifest.json"
 def write_manifest(folder: Path) -> None:
     """Describes every file in the folder; call it when nothing else will be written."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME)
+    with ThreadPoolExecutor() as pool:
+        checksums = list(pool.map(_sha256, paths))
     entries = {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": checksum}
-        for path, checksum in zip(paths, _checksums(paths), strict=True)
+        for path, checksum in zip(paths, checksums, strict=True)
     }
     (folder / NAME).write_text(json.dumps({"files": entries}, indent=1) + "\n", encoding="utf-8")
 
@@ -46,29 +50,24 @@ def verify_folder(folder: Path, *, checksums: bool = True) -> int:
     )
     if not entries or not well_formed:
         raise UsageError(f"{folder / NAME}: expected size and sha256 of every file under files, got something else")
-    problems = {}
-    for name, entry in entries.items():
-        path = folder / name
-        if not path.is_file():
-            problems[name] = f"{name} (missing)"
-        elif path.stat().st_size != entry["size"]:
-            problems[name] = f"{name} (expected {entry['size']} bytes, got {path.stat().st_size})"
-    if checksums:
-        whole = [name for name in entries if name not in problems]
-        for name, checksum in zip(whole, _checksums([folder / name for name in whole]), strict=True):
-            if checksum != entries[name]["sha256"]:
-                problems[name] = f"{name} (corrupted: another checksum)"
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(lambda name: _problem(folder, name, entries[name], checksums=checksums), entries)
+        problems = [problem for problem in found if problem]
     if problems:
-        raise UsageError(
-            f"{folder}: expected the files of {NAME}, got {len(problems)} bad: {abbreviate([problems[name] for name in entries if name in problems])}"
-        )
+        raise UsageError(f"{folder}: expected the files of {NAME}, got {len(problems)} bad: {abbreviate(problems)}")
     return len(entries)
 
 
-def _checksums(paths: Sequence[Path]) -> list[str]:
-    """SHA-256 of files, several at once."""
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(_sha256, paths))
+def _problem(folder: Path, name: str, entry: Mapping[str, Any], *, checksums: bool) -> str:
+    """What is wrong with a file; "" if nothing is."""
+    path = folder / name
+    if not path.is_file():
+        return f"{name} (missing)"
+    if path.stat().st_size != entry["size"]:
+        return f"{name} (expected {entry['size']} bytes, got {path.stat().st_size})"
+    if checksums and _sha256(path) != entry["sha256"]:
+        return f"{name} (corrupted: another checksum)"
+    return ""
 
 
 def _sha256(path: Path) -> str:
