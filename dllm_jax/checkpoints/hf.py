@@ -7,6 +7,7 @@ to their devices one parameter after the other.
 
 import collections
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -20,7 +21,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from dllm_jax.checkpoints import files, foreign, layout
 from dllm_jax.errors import UsageError
@@ -31,6 +31,8 @@ from dllm_jax.models.transformer import TransformerConfig
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # what Hugging Face tools write
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+HEADER_ALIGNMENT = 8  # bytes
 BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")  # saved by some, needed by none
 COMPARED_ROWS = 4096  # of head and embedding at once
 READERS = 8  # threads that read and assemble; each maps the rows of one job (`layout.JOB_ELEMENTS`)
@@ -254,7 +256,7 @@ def export_hf(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, tra
     """Writes a model as a Hugging Face folder: safetensors, config.json and the tokenizer of the folder it came from.
 
     Args:
-        model: from `load_model`; its weights are written in their dtype, at most one file of them in host memory.
+        model: from `load_model`; its weights are written in their dtype, one parameter after the other.
         target: a folder that is empty or does not exist.
         shard_bytes: a file holds no more than this, unless one parameter alone is larger.
         track: wraps the parameters that are looped over, to show progress.
@@ -279,19 +281,34 @@ def write_tensors(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES,
     """Writes the weights of a model, the first part of `export_hf`."""
     params, names = layout.flatten(model.params), registry.tensor_names(model.config)
     shards = files.grouped({path: param.nbytes for path, param in params.items()}, shard_bytes)
-    files_by_last = {
-        paths[-1]: SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        for number, paths in enumerate(shards, 1)
-    }
-    tensors: dict[str, np.ndarray] = {}
+    coming = iter(track(list(params)))
     weight_map: dict[str, str] = {}
-    for path in track(list(params)):
-        tensors |= zip(names[path], layout.split(path, np.asarray(params[path])), strict=True)
-        if path in files_by_last:
-            save_file(tensors, target / files_by_last[path], metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(tensors, files_by_last[path])
-            tensors = {}
+    for number, paths in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        shapes = {
+            name: jax.ShapeDtypeStruct(shape, params[path].dtype)
+            for path in paths
+            for name, shape in zip(names[path], layout.tensor_shapes(path, params[path].shape), strict=True)
+        }
+        split = (layout.split(path, np.asarray(params[path])) for path in itertools.islice(coming, len(paths)))
+        _write_file(target / file, shapes, itertools.chain.from_iterable(split))
+        weight_map |= dict.fromkeys(shapes, file)
     if len(shards) > 1:
         total = sum(param.nbytes for param in params.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_file(path: Path, shapes: Mapping[str, jax.ShapeDtypeStruct], arrays: Iterable[np.ndarray]) -> None:
+    """Writes a safetensors file: the length of its header in 8 bytes, the header, and one array after the other."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + shape.size * shape.dtype.itemsize
+        header[name] = {"dtype": NAMES[shape.dtype], "shape": shape.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % HEADER_ALIGNMENT)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in arrays:
+            file.write(array.reshape(-1).view(np.uint8).data)

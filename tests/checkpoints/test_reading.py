@@ -1,6 +1,7 @@
 """Weights are read in parts, by several threads, within a bound of host memory; what is read does not depend on it."""
 
 import threading
+import weakref
 from collections.abc import Callable
 
 import jax
@@ -170,6 +171,20 @@ def test_an_interrupted_conversion_leaves_nothing(watch, tmp_path, capsys):
     assert convert.main(["convert", f"--source={SHARDED}", f"--target={tmp_path / 'm'}"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_holds_one_parameter(tmp_path, monkeypatch):
+    split, made = layout.split, []
+
+    def splitting(path: str, array: np.ndarray) -> list[np.ndarray]:
+        assert sum(tensor() is not None for tensor in made) <= 1  # the last that was written
+        result = split(path, array)
+        made.extend(weakref.ref(tensor) for tensor in result)
+        return result
+
+    monkeypatch.setattr(layout, "split", splitting)
+    hf.export_hf(load_model(TINY), tmp_path / "m")
+    assert len(made) == len(tensors(TINY))
 
 
 def test_arrays_of_a_converted_folder_are_restored_in_groups(tmp_path, monkeypatch):
