@@ -17,6 +17,7 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _CALLED = re.compile(r"\b(body|condition|to_apply|calls|branch_computations|\w+_computation)=(\{[^}]*\}|%?[\w.\-]+)")
 _PLACE = re.compile(r'op_name="([^"]*)"')
 _TRIPS = re.compile(r"known_trip_count[^\d{]*\{[^\d]*(\d+)")
+_ASYNC_DONE = 'custom_call_target="AsyncCollectiveDone"'
 _ON_CHIP = "S(1)"  # in a layout: the fast memory of a TPU core
 _COPIES = {"copy", "transpose", "convert", "dynamic-slice"}  # that make an array of what is there already
 _MOVES_ONLY = _COPIES | {"parameter", "constant", "bitcast", "reshape"}
@@ -138,7 +139,7 @@ class Program:
             found.append((instruction, 1))
             branches = []
             for key, called in instruction.called:
-                if key == "condition" or (_is_fused(instruction) and not into_fusions):
+                if key == "condition" or (_is_fused(instruction) and not (into_fusions and self._begins(called))):
                     continue
                 if skipped and key == "body" and not skipped.isdisjoint(self._reached(called)):
                     continue
@@ -193,6 +194,11 @@ class Program:
             opcodes = {inner.opcode for _, name in instruction.called for inner in self.computations.get(name, [])}
             return opcodes <= _MOVES_ONLY and bool(opcodes & _COPIES)
         return instruction.opcode.removesuffix("-start") in _COPIES
+
+    def _begins(self, name: str) -> bool:
+        """False for what goes on with a collective that was started before: TPUs name it in every part of it."""
+        ends = any(_ASYNC_DONE in instruction.line for instruction in self.computations.get(name, []))
+        return not ends and not name.startswith("async_collective_fusion")
 
     def _bodies(self, name: str, *, depth: int) -> Iterator[str]:
         """The bodies of loops so deep below a computation, 1 for those in itself."""

@@ -228,7 +228,7 @@ def tensor_sizes(most: int) -> list[int]:
 
 
 def alternative(config: Config, shapes: Shapes, memory: int, *, prompt_length: int) -> str:
-    """What would fit, for people: the smallest mesh, a smaller dtype, the largest batch.
+    """What would fit, for people: the smallest mesh, smaller weights, the largest batch.
 
     Args:
         config: what does not fit.
@@ -237,10 +237,14 @@ def alternative(config: Config, shapes: Shapes, memory: int, *, prompt_length: i
         prompt_length: tokens of the longest prompt.
     """
 
-    def fits(*, tensor: int, dtype: np.dtype = shapes.dtype, batch: int = config.decode.batch_size) -> bool:
+    def fits(
+        *, tensor: int, dtype: np.dtype = shapes.dtype, batch: int = config.decode.batch_size,
+        quantize: str = shapes.model.quantize,
+    ) -> bool:  # fmt: skip
         mesh = abstract_mesh(data=1, fsdp=1, tensor=tensor)
         smaller = dataclasses.replace(config, decode=dataclasses.replace(config.decode, batch_size=batch))
-        needed = footprint(smaller, shapes._replace(dtype=dtype), mesh, prompt_length=prompt_length)
+        model = dataclasses.replace(shapes.model, quantize=quantize)
+        needed = footprint(smaller, shapes._replace(model=model, dtype=dtype), mesh, prompt_length=prompt_length)
         return needed.total <= memory
 
     found = []
@@ -250,7 +254,9 @@ def alternative(config: Config, shapes: Shapes, memory: int, *, prompt_length: i
     half = np.dtype("bfloat16")
     if shapes.dtype.itemsize > 2 and fits(tensor=tensor, dtype=half):
         found.append("model.dtype=bfloat16")
+    if not shapes.model.quantize and fits(tensor=tensor, quantize="int8"):
+        found.append("model.quantize=int8")
     smaller = (config.decode.batch_size >> power for power in range(1, config.decode.batch_size.bit_length()))
     if size := next((size for size in smaller if fits(tensor=tensor, batch=size)), 0):
         found.append(f"decode.batch_size={size}")
-    return f"by estimate {', or '.join(found) or 'no other mesh, dtype or batch'} would fit"
+    return f"by estimate {', or '.join(found) or 'no other mesh, weights or batch'} would fit"

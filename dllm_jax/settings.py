@@ -230,6 +230,8 @@ class PlanSettings:
     """What `decode.plan` compiles for."""
 
     topology: str = setting(
-        "", "TPUs that need not be here, like v5e:2x4 (or v6e, v5p, v4, tpu7x; extra tpu); empty: the devices here"
+        "",
+        "TPUs that need not be here, like v5e:2x4 (or v6e, v5p, v4, tpu7x; extra tpu), or a GPU by estimate (h100, "
+        "h200, rtx4080); empty: the devices here",
     )
     prompt_length: str = setting("256", "tokens of the prompts, one program each, separated by commas")

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import re
 import sys
 import time
@@ -15,11 +16,12 @@ from rich.table import Table
 
 from dllm_jax.bench.ceilings import measure_ceilings
 from dllm_jax.bench.cost import Cost
+from dllm_jax.bench.estimate import estimate
 from dllm_jax.bench.measure import StepKind, step_cost, step_kinds
 from dllm_jax.bench.report import markdown_table
 from dllm_jax.checkpoints import layout
 from dllm_jax.checkpoints.filters import open_filter
-from dllm_jax.chips import TPUS
+from dllm_jax.chips import GPUS, TPUS
 from dllm_jax.config import Config, numbers
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.driver import Engine
@@ -87,7 +89,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
         reason = str(error).partition("\n")[0]
         raise UsageError(
             f"plan.topology: expected one of {', '.join(TPUS)} with its shape, like v5e:2x4, v5e:1x1 or v5p:2x2x1, "
-            f"got {name!r} ({reason})"
+            f"or one of {', '.join(GPUS)}, got {name!r} ({reason})"
         ) from None
 
 
@@ -99,13 +101,15 @@ def plan(config: Config) -> dict[str, Any]:
 
     Returns:
         What goes to output.path: `topology`, `chip`, `devices`, `mesh`, `fits` (None if the memory is not known),
-        `memory_per_device` (a little of a TPU's is not for programs) and `programs`, one entry per length. Bytes and
-        counts are of one device, those in `loops` of one step. Of a program that the compiler refused for its size only
-        what it told is known, the rest is None.
+        `memory_per_device`, `usable_per_device` (by programs), `platform`, `estimated` (see `bench/estimate.py`) and
+        `programs`, one entry per length. Bytes and counts are of one device, those in `loops` of one step. Of a program
+        that the compiler refused for its size only what it told is known, the rest is None.
 
     Raises:
         UsageError: model, topology, mesh or settings do not work out.
     """
+    if config.plan.topology in GPUS:
+        return estimate(config)
     devices = topology_devices(config.plan.topology) if config.plan.topology else jax.devices()
     lengths = numbers("plan.prompt_length", config.plan.prompt_length)
     mesh = decode_mesh(config, prompt_length=max(lengths), devices=devices, must_fit=False)
@@ -125,6 +129,9 @@ def plan(config: Config) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "fits": None if usable is None else all(_total(program) <= usable for program in programs),
         "memory_per_device": figures.memory if figures and config.plan.topology else usable,
+        "usable_per_device": usable,
+        "platform": devices[0].platform,
+        "estimated": False,
         "programs": programs,
     }
 
@@ -263,7 +270,8 @@ def _caches(decoder: Decoder, engine: Engine, rows: int) -> list[ArrayType]:
 
 def _total(program: Mapping[str, Any]) -> float:
     """Bytes that a program takes on a device; those of one that was refused for its size are endless."""
-    return sum(program[part] for part in PARTS) if program["loops"] else float("inf")
+    sizes = [program[part] for part in PARTS]
+    return float("inf") if None in sizes else sum(sizes)
 
 
 def _name(part: str) -> str:
@@ -272,18 +280,17 @@ def _name(part: str) -> str:
 
 def obstacle(config: Config, results: Mapping[str, Any]) -> str:
     """Why the plan does not fit and what would, in a line."""
-    devices = topology_devices(config.plan.topology) if config.plan.topology else jax.devices()
-    usable = device_bytes(devices) or 0
+    usable = results["usable_per_device"] or 0
     worst = max(results["programs"], key=_total)
     parts = [f"{_name(part)} {told(worst[part])}" for part in PARTS if worst[part] is not None]
-    total = told(_total(worst)) if worst["loops"] else "more than there is"
+    total = "more than there is" if math.isinf(_total(worst)) else told(_total(worst))
     sizes, length = results["mesh"], worst["prompt_length"]
     asked = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, tensor=sizes["tensor"]))
-    shapes = Shapes.of(config, platform=devices[0].platform)
-    estimate = footprint(asked, shapes, abstract_mesh(**sizes), prompt_length=length).total
+    shapes = Shapes.of(config, platform=results["platform"])
+    estimated = footprint(asked, shapes, abstract_mesh(**sizes), prompt_length=length).total
     # The estimates of what would fit are scaled to what the compiler said of what does not.
     known = max(sum(worst[part] or 0 for part in PARTS), usable + 1)
-    other = alternative(asked, shapes, int(usable * estimate / known), prompt_length=length)
+    other = alternative(asked, shapes, int(usable * estimated / known), prompt_length=length)
     return (
         f"does not fit: with prompts of {length} tokens every device needs {total} ({', '.join(parts)}) and has "
         f"{told(usable)}; {other}"
@@ -299,9 +306,10 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     there = results["memory_per_device"]
     for program in results["programs"]:
         sizes = ["-" if program[part] is None else told(program[part]) for part in PARTS]
-        total = told(_total(program)) if program["loops"] else "too much"
+        total, seconds = _total(program), program["compile_seconds"]
         memory.add_row(
-            str(program["prompt_length"]), f"{program['compile_seconds']:.1f}", *sizes, total,
+            str(program["prompt_length"]), "-" if seconds is None else f"{seconds:.1f}", *sizes,
+            "too much" if math.isinf(total) else told(total),
             "-" if there is None else told(there),
         )  # fmt: skip
         for step, loop in program["loops"].items():
@@ -319,5 +327,5 @@ def summary(results: Mapping[str, Any]) -> str:
     """For what was compiled and whether it fits, in a line."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in results["mesh"].items())
     fits = {True: "fits", False: "does not fit", None: "how much memory there is is not known"}[results["fits"]]
-    place = f"{results['devices']} x {results['chip']}"
+    place = f"{results['devices']} x {results['chip']}{', estimated' if results['estimated'] else ''}"
     return f"mesh {mesh} of {results['topology'] or 'the devices here'} ({place}): {fits}"

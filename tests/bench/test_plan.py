@@ -18,6 +18,10 @@ from dllm_jax.hlo import Moved
 from dllm_jax.models.registry import PRESETS
 
 ROOT = Path(__file__).parents[2]
+PLAN = {
+    "topology", "chip", "devices", "mesh", "fits", "memory_per_device", "usable_per_device", "platform", "estimated",
+    "programs",
+}  # fmt: skip
 PROGRAM = {
     "prompt_length", "compile_seconds", "argument_bytes", "temp_bytes", "output_bytes", "code_bytes", "loops"
 }  # fmt: skip
@@ -46,7 +50,8 @@ def test_the_bundled_model_on_the_devices_here(tmp_path: Path, capsys: pytest.Ca
     assert out.count("| prompt |") == 2
     assert "plan.prompt_length: 176 instead of 256" in err  # of the model's 192
     results = json.loads(path.read_text())
-    assert set(results) == {"topology", "chip", "devices", "mesh", "fits", "memory_per_device", "programs"}
+    assert set(results) == PLAN
+    assert results["estimated"] is False
     assert results["topology"] == ""
     assert results["devices"] == 8
     assert results["mesh"] == {"data": 1, "fsdp": 1, "tensor": 2}
@@ -97,7 +102,27 @@ def test_a_program_that_the_compiler_refuses_is_a_plan_that_does_not_fit(
     out, err = capsys.readouterr()
     assert "too much" in out
     assert "needs more than there is (argument 1.32 MiB, temp 46.50 GiB)" in err
-    assert "by estimate no other mesh, dtype or batch would fit" in err
+    assert "by estimate no other mesh, weights or batch would fit" in err
+
+
+def test_a_gpu_that_is_not_here_is_estimated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights of 14.9 GiB in bfloat16 leave a card of 16 too little, those of 8 GiB in int8 do not."""
+    path = tmp_path / "plan.json"
+    common = ("model.preset=llada_8b", "plan.topology=rtx4080", "decode.cache=dual", f"output.path={path}")
+    assert run(*common, "model.dtype=bfloat16") == 1
+    assert "model.quantize=int8" in capsys.readouterr().err
+    assert run(*common, "model.dtype=bfloat16", "model.quantize=int8") == 0
+    assert "(1 x rtx4080, estimated): fits" in capsys.readouterr().out
+    results = json.loads(path.read_text())
+    assert set(results) == PLAN
+    assert (results["estimated"], results["memory_per_device"]) == (True, 16 * 2**30)
+    (program,) = results["programs"]
+    assert set(program) == PROGRAM
+    matrices, rows = 32 * 218_112_000 - 32 * 2 * 4096, 126464 * 4096  # the head is a matrix, the embedding is not
+    assert program["argument_bytes"] == pytest.approx(matrices + rows + 2 * rows, rel=2e-3)
+    assert program["loops"] == {}
+    assert run(*common, "mesh.tensor=2") == 2
+    assert "mesh: expected one device with plan.topology rtx4080, got 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "2x4", ""])

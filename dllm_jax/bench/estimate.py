@@ -1,0 +1,45 @@
+"""What a decode takes on a GPU that is not here: by estimate, since programs for it compile only where there is one."""
+
+from typing import Any
+
+from dllm_jax.chips import GPUS
+from dllm_jax.config import Config, numbers
+from dllm_jax.errors import UsageError
+from dllm_jax.placement import MARGIN, Shapes, abstract_mesh, footprint
+
+
+def estimate(config: Config) -> dict[str, Any]:
+    """The results of `plan.plan` for one GPU of those in `chips.GPUS`, from shapes alone.
+
+    Weights are exact, the rest is `placement.footprint` with its margin; no seconds, no loops.
+
+    Args:
+        config: with the name of a GPU as `plan.topology`.
+
+    Raises:
+        UsageError: the mesh needs more than one device, or model and settings do not work out.
+    """
+    chip = GPUS[config.plan.topology]
+    mesh = abstract_mesh(**{axis: size or 1 for axis, size in vars(config.mesh).items()})
+    if mesh.size > 1:
+        raise UsageError(f"mesh: expected one device with plan.topology {chip.name}, got {mesh.size}")
+    shapes = Shapes.of(config, platform="gpu")
+    programs: list[dict[str, Any]] = []
+    for length in numbers("plan.prompt_length", config.plan.prompt_length):
+        needed = footprint(config, shapes, mesh, prompt_length=length)
+        rest = int(MARGIN * (needed.cache + needed.temporaries))
+        sizes = {"argument_bytes": needed.weights, "temp_bytes": rest, "output_bytes": 0, "code_bytes": 0}
+        programs.append({"prompt_length": length, "compile_seconds": None, **sizes, "loops": {}})
+    usable = chip.memory - chip.reserved
+    return {
+        "topology": config.plan.topology,
+        "chip": chip.name,
+        "devices": 1,
+        "mesh": dict(mesh.shape),
+        "fits": all(program["argument_bytes"] + program["temp_bytes"] <= usable for program in programs),
+        "memory_per_device": chip.memory,
+        "usable_per_device": usable,
+        "platform": "gpu",
+        "estimated": True,
+        "programs": programs,
+    }
