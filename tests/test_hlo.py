@@ -162,3 +162,59 @@ def test_bytes_of_types() -> None:
     sizes = {"bf16": 2, "pred": 1, "f8e4m3fn": 1, "s32": 4, "c64": 8, "token": 0}
     assert {name: ArrayType(name, (3, 5)).bytes for name in sizes} == {name: 15 * size for name, size in sizes.items()}
     assert ArrayType("s4", (3, 2)).bytes == 3
+
+
+# A collective that overlaps with a matrix product stands in three fusions: its start, the product, its end.
+OVERLAPPED = r"""HloModule jit_decode, is_scheduled=true, num_partitions=8
+
+%first (p: bf16[8,4]) -> (bf16[8,4], bf16[64,4], u32[]) {
+  %p = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %g = bf16[64,4]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=2, replica_groups=mesh['a'=8] {'a'}, dimensions={0}
+  ROOT %c = (bf16[8,4]{1,0}, bf16[64,4]{1,0}, u32[]{:S(2)}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.3 (p.1: bf16[8,4]) -> bf16[8,8] {
+  %p.1 = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %g.1 = bf16[64,4]{1,0:T(8,128)(2,1)} all-gather(%p.1), channel_id=2, replica_groups=mesh['a'=8] {'a'}, dimensions={0}
+  ROOT %d = bf16[8,8]{1,0} convolution(%p.1, %p.1), dim_labels=bf_io->bf
+}
+
+%last (p.2: bf16[8,4]) -> bf16[64,4] {
+  %p.2 = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %g.2 = bf16[64,4]{1,0:T(8,128)(2,1)} all-gather(%p.2), channel_id=2, replica_groups=mesh['a'=8] {'a'}, dimensions={0}
+  ROOT %c.2 = bf16[64,4]{1,0} custom-call(%g.2), custom_call_target="AsyncCollectiveDone"
+}
+
+%sliced (p.3: s8[4,64,32]) -> bf16[64,32] {
+  %p.3 = s8[4,64,32]{2,1,0:T(8,128)(4,1)} parameter(0)
+  %s = s8[1,64,32]{2,1,0:T(8,128)(4,1)} dynamic-slice(%p.3, %i, %zero, %zero), dynamic_slice_sizes={1,64,32}
+  ROOT %wide = bf16[64,32]{1,0:T(8,128)(2,1)} convert(%s)
+}
+
+%used (p.4: s8[4,64,32]) -> bf16[8,32] {
+  %p.4 = s8[4,64,32]{2,1,0:T(8,128)(4,1)} parameter(0)
+  %s.1 = s8[1,64,32]{2,1,0:T(8,128)(4,1)} dynamic-slice(%p.4, %i, %zero, %zero), dynamic_slice_sizes={1,64,32}
+  ROOT %product = bf16[8,32]{1,0:T(8,128)(2,1)} convolution(%x, %s.1), dim_labels=bf_io->bf
+}
+
+ENTRY %main (q: bf16[8,4], w: s8[4,64,32]) -> bf16[64,4] {
+  %q = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %w = s8[4,64,32]{2,1,0:T(8,128)(4,1)} parameter(1)
+  %start = (bf16[8,4]{1,0}, bf16[64,4]{1,0}, u32[]{:S(2)}) fusion(%q), kind=kCustom, calls=%first
+  %middle = bf16[8,8]{1,0} fusion(%q), kind=kOutput, calls=%async_collective_fusion.3
+  %one = bf16[64,32]{1,0:T(8,128)(2,1)} fusion(%w), kind=kLoop, calls=%sliced
+  %ahead = bf16[64,32]{1,0:T(8,128)(2,1)S(1)} fusion(%w), kind=kLoop, calls=%sliced
+  %product = bf16[8,32]{1,0:T(8,128)(2,1)} fusion(%w), kind=kOutput, calls=%used
+  ROOT %done = bf16[64,4]{1,0:T(8,128)(2,1)} fusion(%q), kind=kCustom, calls=%last
+}
+"""
+
+
+def test_an_overlapped_collective_counts_once() -> None:
+    assert Program(OVERLAPPED).moved("ENTRY") == [Moved("all-gather", 64 * 4 * 2, 8)]
+
+
+def test_a_slice_or_conversion_of_a_weight_in_memory_is_a_copy() -> None:
+    """Not where it is read ahead, nor inside the product that uses it."""
+    copies = Program(OVERLAPPED).copies("ENTRY", [ArrayType("bf16", (64, 32))])
+    assert [copy.shape for copy in copies] == [(64, 32)]

@@ -12,7 +12,7 @@ from dllm_jax import cli
 from dllm_jax.bench import plan
 from dllm_jax.bench.ceilings import Ceilings
 from dllm_jax.bench.cost import Cost
-from dllm_jax.chips import CHIPS, TPUS, chip_of
+from dllm_jax.chips import CHIPS, GPUS, TPUS, chip_of
 from dllm_jax.errors import UsageError
 from dllm_jax.hlo import Moved
 from dllm_jax.models.registry import PRESETS
@@ -175,5 +175,5 @@ def test_chips_by_the_kind_that_their_devices_tell() -> None:
     kinds = ("TPU v5 lite", "TPU v6 lite", "TPU v5", "TPU v5p", "TPU v4", "TPU7x", "NVIDIA H100 80GB HBM3", "cpu")
     names = [chip.name if (chip := chip_of(kind)) else None for kind in kinds]
     assert names == ["v5e", "v6e", "v5p", "v5p", "v4", "tpu7x", "h100", None]
-    assert {*TPUS, "h100"} == {chip.name for chip in CHIPS}
+    assert {*TPUS, *GPUS} == {chip.name for chip in CHIPS}
     assert CHIPS[0].share(2).memory == CHIPS[0].memory // 2
