@@ -64,13 +64,15 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, seen: Visible, *, interpret
 
 
 def block_sizes(queries: int, keys: int) -> BlockSizes:
-    """As few and even blocks as VMEM allows.
+    """As few blocks as VMEM allows; a few more if the queries then need no padding.
 
     Args:
         queries: of one key/value head; they are padded to a multiple of `block_q`.
         keys: a multiple of `SPLASH_KEY_MULTIPLE`.
     """
-    count = -(-queries // MOST_QUERIES)
+    least = -(-queries // MOST_QUERIES)
+    even = [count for count in range(least, 2 * least + 1) if queries % (count * QUERY_MULTIPLE) == 0]
+    count = even[0] if even else least
     block_q = -(-queries // (count * QUERY_MULTIPLE)) * QUERY_MULTIPLE
 
     def divisor(of: int, most: int) -> int:
