@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import pytest
 
 from dllm_jax.bench.plan import program_arguments, topology_devices
+from dllm_jax.checkpoints.load import tuned
 from dllm_jax.chips import TPUS
 from dllm_jax.config import Config
 from dllm_jax.decoding import driver
@@ -103,7 +104,7 @@ def test_attention_scores_never_are_in_memory(preset: str, cache: str, alone: No
     decode = DecodeSettings(policy="threshold", cache=cache, gen_length=1024, batch_size=8)
     decoder = Decoder(
         shape_model(
-            dataclasses.replace(PRESETS[preset], num_layers=1), dtype=jnp.dtype("bfloat16"),
+            tuned(dataclasses.replace(PRESETS[preset], num_layers=2), platform="tpu"), dtype=jnp.dtype("bfloat16"),
             mesh=make_mesh(data=1, tensor=8, devices=devices),
         ),
         Config(decode=decode),
@@ -111,14 +112,15 @@ def test_attention_scores_never_are_in_memory(preset: str, cache: str, alone: No
     engine = decoder.engine(1024)
     with decoder.computing():
         text = driver.decode.lower(*program_arguments(decoder, engine)).compile().as_text()
-    heads, keys = decoder.model.config.stored_heads // 8, engine.geometry.columns
-    assert keys % 128 == 0
+    heads, columns = decoder.model.config.stored_heads // 8, engine.geometry.columns
+    assert columns % 128 == 0
     arrays = [tuple(map(int, axes.split(","))) for axes in re.findall(r"\b(?:f32|bf16|f16)\[([\d,]+)\]", text)]
     assert len(arrays) > 1000
-    for queries in (2048, *engine.cache.widths(engine.geometry)):
+    widths = set(engine.cache.widths(engine.geometry))
+    for queries, keys in [(2048, 2048), *((width, columns) for width in widths)]:
         scores = 8 * heads * queries * keys
         assert not [axes for axes in arrays if {queries, keys} <= {*axes} and math.prod(axes) >= scores]
-    assert text.count('custom_call_target="tpu_custom_call"') == 1 + len(set(engine.cache.widths(engine.geometry)))
+    assert text.count('custom_call_target="tpu_custom_call"') == 1 + len(widths)
 
 
 def test_every_generation_has_figures(alone: None) -> None:
