@@ -55,7 +55,8 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, seen: Visible, *, interpret
             residual_checkpoint_name=None, mask_function=None if last_Q is None else operator.ge, interpret=interpret,
         )  # fmt: skip
         segments = SegmentIds(q=jnp.ones(q_KQH.shape[1], jnp.int32), kv=real_S.astype(jnp.int32))
-        return run(q_KQH, k_KSH, v_KSH, segment_ids=segments)
+        with jax.default_matmul_precision("default"):  # the kernel refuses another one for products of bfloat16
+            return run(q_KQH, k_KSH, v_KSH, segment_ids=segments)
 
     arguments = (q_BKQH, k_BKSH, v_BKSH, seen.real_BS, last_BQ)
     attended = _per_device(jax.vmap(of_row), *arguments)
