@@ -148,7 +148,8 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
     kind = kernel(platform, dtype, rows=rows, queries=geometry.length, keys=geometry.length, head_dim=model.head_dim)
     # Scores and their softmax in float32; the other kernels keep them out of memory.
     scores = 2 * rows * heads * geometry.length**2 * 4 if kind.startswith("xla") else 0
-    activations = rows * geometry.length * (2 * model.embed_dim + 3 * share(model.mlp_dim)) * dtype.itemsize
+    # So many arrays as wide as the model, by what the compiler plans.
+    activations = rows * geometry.length * (6 * model.embed_dim + 3 * share(model.mlp_dim)) * dtype.itemsize
     logits = (3 if decode.temperature else 2) * rows * slots * share(model.vocab_size) * 4
     weights = _weights(model, dtype, mesh)
     cache = key_values(model, rows) * min(len(widths), 3)  # the widths of a prefix cache begin with copies of it

@@ -47,19 +47,18 @@ def on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_least_tensor_that_fits_then_data(capsys: pytest.CaptureFixture[str]) -> None:
     mesh = decode_mesh(llada(), prompt_length=256, devices=tpus(8))
-    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}  # a copy of the weights is 15 of 15.75 GiB
+    assert dict(mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}  # the compiler plans 15.2 GiB
     err = capsys.readouterr().err
-    assert err.startswith("mesh: data 4, fsdp 1, tensor 2 (of 8 x TPU v5 lite, 15.75 GiB each): about ")
-    assert "weights 7.4" in err
+    assert err.startswith("mesh: data 8, fsdp 1, tensor 1 (of 8 x TPU v5 lite, 15.75 GiB each): about ")
+    assert "weights 14.9" in err
 
 
 def test_larger_batches_and_models_take_more_tensor() -> None:
     shapes = [
         decode_mesh(llada(batch_size=batch), prompt_length=prompt, devices=tpus(8)).shape["tensor"]
-        for batch, prompt in ((8, 256), (64, 256), (64, 1024))
+        for batch, prompt in ((8, 256), (64, 256), (80, 1024))
     ]
-    assert shapes == sorted(shapes)
-    assert shapes[-1] == 8
+    assert shapes == [1, 2, 4]
 
 
 def test_small_models_split_the_batch_only() -> None:
@@ -89,9 +88,10 @@ def test_on_cpu_only_the_batch_is_split(monkeypatch: pytest.MonkeyPatch) -> None
 
 # Temporaries and code of compiled programs for v5e, LLaDA-8B with 32 layers on tensor 8, 256 tokens generated, GiB.
 PLANNED = [
-    ({}, 256, 1.68), ({"cache": "prefix"}, 256, 2.78), ({"cache": "none"}, 256, 1.32), ({"cfg_scale": 1.0}, 256, 2.11),
-    ({"gen_length": 1024, "stop": "eot"}, 256, 2.29), ({"batch_size": 64}, 1024, 11.2),
+    ({}, 256, 0.31), ({"cache": "prefix"}, 256, 0.85), ({"cache": "none"}, 256, 0.02),
+    ({"gen_length": 1024}, 1024, 1.73), ({"batch_size": 64}, 1024, 10.33),
 ]  # fmt: skip
+ON_CHIP = 0.3  # GiB that the compiler may keep out of main memory
 
 
 @pytest.mark.parametrize(("settings", "prompt_length", "planned"), PLANNED)
@@ -102,7 +102,7 @@ def test_the_estimate_is_near_what_the_compiler_plans(
     made = footprint(llada(**settings), shapes, make_mesh(data=1, tensor=8), prompt_length=prompt_length)
     assert made.weights / GIB == pytest.approx(1.87, abs=0.01)
     estimate = (made.total - made.weights) / GIB
-    assert planned <= estimate <= 1.3 * planned
+    assert planned <= estimate <= 1.3 * planned + ON_CHIP
 
 
 def test_a_verifier_counts() -> None:
