@@ -115,7 +115,7 @@ def test_attention_scores_never_are_in_memory(preset: str, cache: str, alone: No
     heads, columns = decoder.model.config.stored_heads // 8, engine.geometry.columns
     assert columns % 128 == 0
     arrays = [tuple(map(int, axes.split(","))) for axes in re.findall(r"\b(?:f32|bf16|f16)\[([\d,]+)\]", text)]
-    assert len(arrays) > 1000
+    assert len(arrays) > 100
     widths = set(engine.cache.widths(engine.geometry))
     for queries, keys in [(2048, 2048), *((width, columns) for width in widths)]:
         scores = 8 * heads * queries * keys
