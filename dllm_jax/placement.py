@@ -29,6 +29,7 @@ from dllm_jax.models.registry import PRESETS
 from dllm_jax.models.transformer import TransformerConfig, on_mesh
 
 MARGIN = 1.1  # on temporaries, keys and values
+SPARE = 0.04  # of a device's memory that is left for what no estimate knows: code of other programs, transfers
 CODE = 6 * 2**20  # bytes of a TPU program for every kind of step
 
 
@@ -65,6 +66,10 @@ class Footprint:
     def total(self) -> int:
         """All of it, with the margin."""
         return self.weights + int(MARGIN * (self.cache + self.temporaries))
+
+    def fits(self, memory: int) -> bool:
+        """Whether a device with so many bytes for programs can hold it with `SPARE`."""
+        return self.total <= (1 - SPARE) * memory
 
     def __str__(self) -> str:
         return (
@@ -203,10 +208,10 @@ def decode_mesh(
     for tensor in tensor_sizes(len(devices) // fixed):
         mesh = make_mesh(**sizes | {"tensor": tensor})
         needed = footprint(config, shapes, mesh, prompt_length=prompt_length)
-        if needed.total <= memory:
+        if needed.fits(memory):
             break
     kind = f"{len(devices)} x {devices[0].device_kind}, {told(memory)} each"
-    if needed.total > memory and must_fit:
+    if must_fit and not needed.fits(memory):
         asked = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, tensor=tensor))
         raise UsageError(
             f"mesh: expected a decode that fits into {kind}, got one that needs about {needed} with mesh.tensor "
@@ -246,7 +251,7 @@ def alternative(config: Config, shapes: Shapes, memory: int, *, prompt_length: i
         smaller = dataclasses.replace(config, decode=dataclasses.replace(config.decode, batch_size=batch))
         model = dataclasses.replace(shapes.model, quantize=quantize)
         needed = footprint(smaller, shapes._replace(model=model, dtype=dtype), mesh, prompt_length=prompt_length)
-        return needed.total <= memory
+        return needed.fits(memory)
 
     found = []
     tensors, tensor = tensor_sizes(shapes.model.num_kv_heads), config.mesh.tensor or 1

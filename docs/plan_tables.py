@@ -98,6 +98,8 @@ def programs(folder: Path) -> None:
         made = plan(folder, model, decode, machine)
         (program,) = made["programs"]
         loops = program["loops"]
+        if not made["fits"]:
+            raise SystemExit(f"{model}, {decode.name} does not fit {machine}: {program}")
         steps = [loops.get(step) for step in ("full", "cached")]
         moved = [step and sum(each["bytes"] for each in step["collectives"].values()) / MIB for step in steps]
         cells = [cell for step, mib in zip(steps, moved, strict=True) for cell in (mib, step and step["floor_ms"])]
@@ -108,7 +110,6 @@ def programs(folder: Path) -> None:
             *(str(sum(step[kind] for step in steps if step)) for kind in ("weight_copies", "cache_copies")),
             *("-" if cell is None else f"{cell:.1f}" for cell in cells),
         )  # fmt: skip
-        assert made["fits"], (model, decode, machine)
     _print(table)
 
 

@@ -24,19 +24,20 @@ def estimate(config: Config) -> dict[str, Any]:
     if mesh.size > 1:
         raise UsageError(f"mesh: expected one device with plan.topology {chip.name}, got {mesh.size}")
     shapes = Shapes.of(config, platform="gpu")
+    usable, fits = chip.memory - chip.reserved, True
     programs: list[dict[str, Any]] = []
     for length in numbers("plan.prompt_length", config.plan.prompt_length):
         needed = footprint(config, shapes, mesh, prompt_length=length)
+        fits &= needed.fits(usable)
         rest = int(MARGIN * (needed.cache + needed.temporaries))
         sizes = {"argument_bytes": needed.weights, "temp_bytes": rest, "output_bytes": 0, "code_bytes": 0}
         programs.append({"prompt_length": length, "compile_seconds": None, **sizes, "loops": {}})
-    usable = chip.memory - chip.reserved
     return {
         "topology": config.plan.topology,
         "chip": chip.name,
         "devices": 1,
         "mesh": dict(mesh.shape),
-        "fits": all(program["argument_bytes"] + program["temp_bytes"] <= usable for program in programs),
+        "fits": fits,
         "memory_per_device": chip.memory,
         "usable_per_device": usable,
         "platform": "gpu",

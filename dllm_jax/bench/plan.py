@@ -246,14 +246,15 @@ def _loop(
 
 
 def _matrices(model: Model) -> list[ArrayType]:
-    """The parts of a model's weights on one device, without vectors such as norms; of stacked ones also one layer."""
+    """The parts of a model's matrices on one device; of stacked ones also one layer."""
     parts = []
     for name, leaf in layout.flatten(model.params).items():
+        if name.rpartition(".")[2] not in (*layout.INPUTS, "embedding"):
+            continue
         shape = leaf.sharding.shard_shape(leaf.shape)
         one = shape[1:] if model.config.stacked and name.startswith("layers.") else shape
-        if sum(size > 1 for size in one) > 1 and not name.endswith("_scale"):
-            dtypes = {leaf.dtype.name, model.dtype.name}  # a converted copy is a copy too
-            parts += [ArrayType(_HLO_DTYPES[dtype], form) for form in {shape, one} for dtype in dtypes]
+        dtypes = {leaf.dtype.name, model.dtype.name}  # a converted copy is a copy too
+        parts += [ArrayType(_HLO_DTYPES[dtype], form) for form in {shape, one} for dtype in dtypes]
     return parts
 
 

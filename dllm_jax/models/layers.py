@@ -79,7 +79,7 @@ def weight(variable: nnx.Param, beside: Float[Array, "..."] | None = None) -> Ar
 
 
 def multiply(
-    spec: str, x: Float[Array, "B T ..."], matrix: nnx.Param, scale: nnx.Param | None
+    spec: str, x: Float[Array, "B T ..."], matrix: nnx.Param, scale: nnx.Param | None, *, merged: int = 1
 ) -> Float[Array, "B T ..."]:
     """A matrix product; integers are converted as they are read, and the result is scaled.
 
@@ -88,8 +88,12 @@ def multiply(
         x: activations.
         matrix: from `Storage.matrix`, or one layer of it.
         scale: of the matrix's output channels; None: it is not quantized.
+        merged: how many of the matrix's first axes are one in `spec`: as several, the compiler may want them in another
+            order, and copy the matrix for it.
     """
     value = weight(matrix, x)
+    if merged > 1:
+        value = value.reshape(-1, *value.shape[merged:])
     if scale is None:
         return jnp.einsum(spec, x, value)
     # Sums of float16 numbers times integers could overflow.
@@ -179,8 +183,8 @@ class Attention(nnx.Module):
         own = LayerCache(k=rotate(k, positions_BT, theta=self.theta), v=v)
         keys = own if cache is None else write(cache, own, start, kept_BT=kept_BT, layer=layer)
         here = own if cache is None else keys.of(layer)
-        heads = attend(q, here.k, here.v, seen=seen).reshape(batch, queries, kv_heads, groups, head_dim)
-        return multiply("btkgh,kghd->btd", heads, self.out, self.out_scale), keys
+        heads = attend(q, here.k, here.v, seen=seen).reshape(batch, queries, -1)
+        return multiply("btn,nd->btd", heads, self.out, self.out_scale, merged=3), keys
 
 
 class SwiGLU(nnx.Module):

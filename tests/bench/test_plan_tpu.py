@@ -96,12 +96,15 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "1")
 
 
-@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
+@pytest.mark.parametrize(("cache", "stop"), [("none", "none"), ("none", "eot"), ("prefix", "none"), ("dual", "none")])
 @pytest.mark.parametrize("preset", ["llada_8b", "dream_7b"])
-def test_attention_scores_never_are_in_memory(preset: str, cache: str, alone: None) -> None:
-    """Neither those of the full canvas nor, in front of a cache, those of a block, in any dtype or order of axes."""
+def test_neither_scores_nor_all_logits_are_in_memory(preset: str, cache: str, stop: str, alone: None) -> None:
+    """Scores of the full canvas or of a block in front of a cache, logits of the generation: whatever dtype and order.
+
+    EoTP without a cache looks at all positions, which is where those logits would come from.
+    """
     devices = topology_devices("v5e:2x4")
-    decode = DecodeSettings(policy="threshold", cache=cache, gen_length=1024, batch_size=8)
+    decode = DecodeSettings(policy="threshold", cache=cache, stop=stop, gen_length=1024, batch_size=8)
     decoder = Decoder(
         shape_model(
             tuned(dataclasses.replace(PRESETS[preset], num_layers=2), platform="tpu"), dtype=jnp.dtype("bfloat16"),
@@ -120,7 +123,9 @@ def test_attention_scores_never_are_in_memory(preset: str, cache: str, alone: No
     for queries, keys in [(2048, 2048), *((width, columns) for width in widths)]:
         scores = 8 * heads * queries * keys
         assert not [axes for axes in arrays if {queries, keys} <= {*axes} and math.prod(axes) >= scores]
-    assert text.count('custom_call_target="tpu_custom_call"') == 1 + len(widths)
+    assert text.count('custom_call_target="tpu_custom_call"') == len(engine.canvases) + len(widths)
+    logits = 8 * 1024 * decoder.model.config.vocab_size // 8
+    assert max(math.prod(axes) for axes in arrays) < logits
 
 
 def test_every_generation_has_figures(alone: None) -> None:

@@ -1,0 +1,36 @@
+"""Every decode of docs/programs.md compiles for TPUs at full size with the automatic mesh, fits and copies no weight.
+
+Compiling does not depend on the number of layers, so nothing is extrapolated.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from docs.plan_tables import DECODES, MODELS, OTHER_MACHINES, Decode, plan
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)"),
+]
+CASES = [
+    *((model, decode, "v5e:2x4") for model in MODELS for decode in DECODES),
+    *((MODELS[0], DECODES[0], machine) for machine in OTHER_MACHINES),
+]
+CODE = 24 * 2**20  # bytes; with a list of layers the dual program of LLaDA-8B has 183 MiB
+LAYERS = {"llada_8b": 32, "dream_7b": 28}
+
+
+@pytest.mark.parametrize(("model", "decode", "machine"), CASES, ids=lambda value: getattr(value, "name", value))
+def test_a_program(tmp_path: Path, model: str, decode: Decode, machine: str) -> None:
+    made = plan(tmp_path, model, decode, machine)
+    assert made["fits"] is True
+    (program,) = made["programs"]
+    assert program["code_bytes"] < CODE * len(program["loops"])
+    for loop in program["loops"].values():
+        assert loop["weight_copies"] == 0
+        if made["mesh"]["tensor"] > 1 and decode.config != "apd":  # whose verifier sums as well
+            assert loop["collectives"]["all-reduce"]["count"] >= 2 * LAYERS[model] + 1
+        rest = [entry for kind, entry in loop["collectives"].items() if kind != "all-reduce"]
+        assert sum(entry["bytes"] for entry in rest) < 2**20  # of a few numbers per position
