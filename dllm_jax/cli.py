@@ -95,9 +95,9 @@ def execute(
         if given.help:
             _print_help(usage(description, argv[0]), given.config, values, schema)
             return 0
-        config = build(schema, _override(values, overrides, schema))
-        _prefer_cublas(config)
-        return main(config)
+        values = _override(values, overrides, schema)
+        _prefer_cublas(values)
+        return main(build(schema, values))
 
     return guarded(body)
 
@@ -157,13 +157,13 @@ def _prepare_environment(*, compilation_cache: str) -> None:
         os.environ.setdefault(name, value)
 
 
-def _prefer_cublas(config: Any) -> None:
+def _prefer_cublas(values: ConfigDict) -> None:
     """Turns Triton's matrix products off, unless the user set them or weights are quantized.
 
     cuBLAS reads the weights of a small batch faster; but only Triton reads integers without a converted copy of them.
     """
     flags_given = os.environ.get("XLA_FLAGS", "")
-    quantized = getattr(getattr(config, "model", None), "quantize", "")
+    quantized = values.get("model", {}).get("quantize", "")
     if _XLA_FLAG not in flags_given and not quantized:
         os.environ["XLA_FLAGS"] = f"{flags_given} {_XLA_FLAG}=false".strip()
 

@@ -139,3 +139,6 @@ def test_the_xla_flag_is_added_once_and_never_overrides(monkeypatch: pytest.Monk
         for _ in range(2):
             assert bench(bench__repeats=0) == 2  # refused, behind the environment
             assert cli.os.environ["XLA_FLAGS"] == expected
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert bench(bench__repeats=0, model__quantize="int8") == 2
+    assert cli.os.environ["XLA_FLAGS"] == ""  # only Triton reads integers as they are

@@ -337,7 +337,7 @@ def test_no_room_for_the_output_as_a_whole(run: Run, settings: tuple[str, ...], 
     assert out.read_bytes() == whole
 
 
-@pytest.mark.parametrize("to", convert.FORMATS)
+@pytest.mark.parametrize("to", convert.TARGETS)
 @pytest.mark.parametrize("limit", ["free space", "size of files"])
 def test_convert_without_room_leaves_nothing(
     checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
