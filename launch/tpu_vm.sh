@@ -137,11 +137,15 @@ follow() {
         on 0 launch/worker.sh follow || true
         if [ -n "$dry_run" ]; then
             on 0 launch/worker.sh status
+            on all launch/worker.sh wait
             return
         fi
         answer=$(on 0 launch/worker.sh status) || answer=""
         case $answer in
-        "ended "*) return "${answer#ended }" ;;
+        "ended "*)
+            on all launch/worker.sh wait || true # the others end a little later
+            return "${answer#ended }"
+            ;;
         none) fail "logs: expected a job, got none (see run)" ;;
         esac
         if is_lost; then
@@ -159,7 +163,7 @@ start() {
 }
 
 fetch() {
-    run mkdir -p "$to" && tpus tpu-vm scp --recurse "$name:dllm_jax/out" "$to" --worker=0
+    run mkdir -p "$to" && tpus tpu-vm scp "$name:dllm_jax/out" "$to" --recurse --worker=0
 }
 
 delete() {
@@ -180,7 +184,7 @@ esac
 case $verb in
 create) create ;;
 install) install ;;
-push) tpus tpu-vm scp --recurse "$@" "$name:dllm_jax/" --worker=all ;;
+push) tpus tpu-vm scp "$@" "$name:dllm_jax/" --recurse --worker=all ;;
 each) on all launch/start.sh tpu "$@" ;;
 run)
     trap 'note "following ended; the job goes on (see logs, stop)"; still_there; exit 130' INT

@@ -13,6 +13,7 @@ usage: launch/worker.sh VERB [--bucket=gs://BUCKET/FOLDER] [--every=SECONDS] [--
   install  Python 3.12, JAX for TPUs and this package into .venv
   start    run COMMAND in the background; nothing if it runs already
   follow   its output from its start on, until it ends
+  wait     until it has ended and its outputs are saved
   status   one line: none, running, or ended and its exit code
   stop     SIGTERM: it finishes its batch, writes and ends
 
@@ -139,10 +140,11 @@ follow)
     [ -e .job/pid ] || fail "follow: expected a job, got none (see start)"
     tail -n "+$(($(cat .job/lines) + 1))" -F --pid="$(cat .job/pid)" out/job.log 2>/dev/null
     ;;
+wait) while [ "$(state)" = running ]; do sleep 1; done ;;
 status) state ;;
 stop)
     [ "$(state)" = running ] || fail "stop: expected a job that runs, got $(state)"
     run kill -TERM "$(cat .job/pid)"
     ;;
-*) fail "expected install, start, follow, status or stop, got ${verb:-nothing} (see --help)" ;;
+*) fail "expected a verb, got ${verb:-nothing} (see --help)" ;;
 esac

@@ -106,7 +106,7 @@ def test_tpu_vm_in_the_order_of_the_work() -> None:
     commands = would_run("tpu_vm.sh", "all", *TPU, "--project=p", "--to=results", "--dry-run", "--", *AWKWARD)
     steps = [" ".join(words[3:5] if words[0] == "gcloud" else words[:1]) for words in commands]
     assert steps == [
-        "queued-resources create", "queued-resources describe", "git", *["tpu-vm scp"], *["tpu-vm ssh"] * 5, "mkdir",
+        "queued-resources create", "queued-resources describe", "git", *["tpu-vm scp"], *["tpu-vm ssh"] * 6, "mkdir",
         "tpu-vm scp", "queued-resources delete",
     ]  # fmt: skip
     where = ["--zone=us-west4-a", "--project=p"]
@@ -132,7 +132,7 @@ def test_tpu_vm_single_steps() -> None:
         ["launch/start.sh", "tpu", *AWKWARD]
     ]
     [push] = would_run("tpu_vm.sh", "push", *TPU, "--dry-run", "--", "my prompts.jsonl")
-    assert push[5:] == ["--recurse", "my prompts.jsonl", "apd:dllm_jax/", "--worker=all", "--zone=us-west4-a"]
+    assert push[5:] == ["my prompts.jsonl", "apd:dllm_jax/", "--recurse", "--worker=all", "--zone=us-west4-a"]
     assert ssh_commands(would_run("tpu_vm.sh", "stop", *TPU, "--dry-run")) == [["launch/worker.sh", "stop"]]
 
 
@@ -374,6 +374,7 @@ def test_one_job_on_a_machine_that_can_be_stopped(cloud: dict[str, str]) -> None
     assert worker("start", "--", *job).returncode == 0  # the same: it goes on
     assert "error: start: expected no job, got bash -c " in worker("start", "--", "true").stderr
     assert worker("stop").returncode == 0
+    assert worker("wait").returncode == 0
     assert worker("follow").stdout == "ready\nstopped\n"
     assert worker("status").stdout == "ended 143\n"
     assert worker("start", "--", "echo", "again").returncode == 0
@@ -439,6 +440,9 @@ def test_pages_name_what_is_there(page: Path) -> None:
     assert modules
     for module in modules:
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+    settings = "".join(path.read_text() for path in (ROOT / "dllm_jax").rglob("*.py"))
+    for section, field in re.findall(r"--config\.(\w+)\.(\w+)", text):
+        assert section == "distributed" or re.search(rf"^    {field}: \w+ = setting\(", settings, re.MULTILINE), field
     for config in re.findall(r"configs/[\w/]+\.py", text):
         assert (ROOT / config).exists(), config
     for link in re.findall(r"\]\((?!http)([^)#]+)", text):
