@@ -172,7 +172,7 @@ delete() {
 }
 
 still_there() {
-    [ -n "$dry_run" ] || note "still there, and paid for: launch/tpu_vm.sh delete $(quoted --name="$name" "${where[@]}")"
+    [ -n "$dry_run" ] || note "perhaps still there, and paid for: launch/tpu_vm.sh delete $(quoted --name="$name" "${where[@]}")"
 }
 
 [ "$verb" != all ] || [ -z "$spot" ] || [ -n "$bucket" ] ||
@@ -196,17 +196,15 @@ fetch) fetch ;;
 delete) delete ;;
 all)
     trap still_there EXIT
+    created=""
     while :; do
         code=0
-        { create && install && start "$@"; } || code=$?
+        { create && created=1 && install && start "$@"; } || code=$?
         if [ "$code" -eq 0 ] || [ -z "$spot" ] || ! is_lost; then break; fi
         delete
     done
-    fetch || note "nothing fetched"
-    if [ -z "$keep" ]; then
-        delete
-        trap - EXIT
-    fi
+    [ -z "$created" ] || fetch || note "nothing fetched"
+    [ -n "$keep" ] || { delete && trap - EXIT; } || true
     exit "$code"
     ;;
 *) fail "expected a verb, got ${verb:-nothing} (see --help)" ;;

@@ -1,4 +1,4 @@
-"""The scripts of launch/: what they say, what they would run, and a whole run against a cloud of one folder."""
+"""The scripts of launch/: what they say, what they would run, which signals and exit codes they pass on; the pages."""
 
 import os
 import re
@@ -8,26 +8,17 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
-LAUNCH = ROOT / "launch"
+from tests.launch.scripts import AWKWARD, LAUNCH, ROOT, TPU, call
+
 SCRIPTS = ("tpu_vm.sh", "worker.sh", "start.sh", "gke/xpk.sh", "slurm.sbatch")
 SHELL = [LAUNCH / name for name in (*SCRIPTS, "common.sh", "flags.env")] + [ROOT / ".ci" / "run"]
 PAGES = (LAUNCH / "README.md", LAUNCH / "FILTER.md", LAUNCH / "gke" / "README.md")
-AWKWARD = ["python", "-m", "decode.run", '--config.input.prompt=Sort: oak, it\'s "fern" & $HOME.', "", "a\\b *"]
-TPU = ("--name=apd", "--zone=us-west4-a")
 XPK = ("--cluster=c", "--zone=us-west4-a", "--project=p", "--workload=w", "--image=i", "--storage=s")
-
-
-def call(script: str, *arguments: str, env: Mapping[str, str] = os.environ) -> subprocess.CompletedProcess[str]:
-    """Runs a script of launch/ from the root of the clone."""
-    command = ["bash", f"launch/{script}", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=dict(env), capture_output=True, text=True, timeout=120)
 
 
 def would_run(script: str, *arguments: str) -> list[list[str]]:
@@ -190,6 +181,7 @@ def test_xla_knows_the_flags() -> None:
     ("sent", "ends_with", "code"), [((), 0, 0), ((), 3, 3), ((signal.SIGTERM,) * 2, 0, 143), ((signal.SIGTERM,), 1, 1)]
 )
 def test_start_passes_signals_once(sent: tuple[signal.Signals, ...], ends_with: int, code: int) -> None:
+    """Sent to the process group, as Slurm does, and again, as a machine that goes down does."""
     command = f"""
 import signal, sys, time
 got = []
@@ -202,12 +194,13 @@ print(len(got), flush=True)
 sys.exit({ends_with})
 """
     started = ["bash", LAUNCH / "start.sh", "tpu", sys.executable, "-c", command]
-    with subprocess.Popen(started, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(started, **pipes, text=True, start_new_session=True) as process:
         assert process.stdin
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
         for number in sent:
-            process.send_signal(number)
+            os.killpg(process.pid, number)
         process.stdin.write("go\n")
         process.stdin.flush()
         assert process.stdout.readline() == f"{min(len(sent), 1)}\n"
@@ -231,167 +224,6 @@ def test_slurm_is_submitted_from_the_clone(tmp_path: Path) -> None:
     done = call("slurm.sbatch", "true", env={**os.environ, "SLURM_SUBMIT_DIR": str(tmp_path)})
     assert done.returncode == 2
     assert done.stderr.startswith("error: slurm.sbatch: expected to be submitted from the clone")
-
-
-# ---- tpu_vm.sh and worker.sh against a cloud of one folder: a machine, a bucket, a state
-
-CLOUD = r"""
-import os, pathlib, shutil, signal, subprocess, sys
-
-cloud = pathlib.Path(os.environ["CLOUD"])
-state, machine = cloud / "state", cloud / "machine"
-words = sys.argv[1:]
-name = " ".join(words[2:4] if words[0] == "compute" else words[:2])
-with open(cloud / "calls", "a") as calls:
-    print(name, words[4:], file=calls)
-positional = [word for word in words[4:] if not word.startswith("--")]
-
-
-def place(path):
-    if path.startswith("gs://"):
-        return cloud / "bucket" / path.removeprefix("gs://").replace("/", "-")
-    return machine / path.split(":", 1)[1] if ":" in path else pathlib.Path(path)
-
-
-if name == "queued-resources describe":
-    print(state.read_text() if state.exists() else sys.exit(1))
-elif name == "queued-resources create":
-    machine.mkdir()
-    state.write_text("ACTIVE")
-elif name == "queued-resources delete":
-    state.unlink()
-    shutil.rmtree(machine)
-elif name == "storage cp":
-    source, target = map(place, words[2:4])
-    if not source.exists():
-        sys.exit("ERROR: The following URLs matched no objects or files:")
-    shutil.copy(source, target)
-elif state.read_text() != "ACTIVE":
-    sys.exit("ERROR: [/usr/bin/ssh] exited with return code [255].")
-elif name == "tpu-vm ssh":
-    [command] = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
-    sys.exit(subprocess.run(["bash", "-c", command], cwd=machine, env={**os.environ, "HOME": str(machine)}).returncode)
-elif name == "tpu-vm scp":
-    source, target = map(place, positional)
-    shutil.copytree(source, target / source.name) if source.is_dir() else shutil.copy(source, target)
-"""
-
-
-@pytest.fixture
-def cloud(tmp_path: Path) -> dict[str, str]:
-    """The environment in which `gcloud` is the program above, and workers have what install needs, doing nothing."""
-    tools = tmp_path / "tools"
-    for folder in ("tools", "bucket"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "cloud.py").write_text(CLOUD)
-    uv = "mkdir -p ~/.local/bin && printf '#!/bin/sh\\n' >~/.local/bin/uv && chmod +x ~/.local/bin/uv"
-    bodies = {
-        "gcloud": f'exec {sys.executable} -S {tmp_path}/cloud.py "$@"',
-        "git": f'for word; do case $word in --output=*) tar -czf "${{word#--output=}}" -C {ROOT} launch ;; esac; done',
-        "python3": uv,
-        "sudo": "",
-        "curl": "echo 0",
-    }
-    for name, body in bodies.items():
-        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tools / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "CLOUD": str(tmp_path)}
-    return {**environment, "TMPDIR": str(tmp_path)}
-
-
-def calls_of(cloud: dict[str, str]) -> list[str]:
-    """The names of gcloud's commands that ran, without looks at the state."""
-    names = [line.split(" [")[0] for line in (Path(cloud["CLOUD"]) / "calls").read_text().splitlines()]
-    return [name for name in names if not name.endswith("describe")]
-
-
-def test_a_whole_run(cloud: dict[str, str]) -> None:
-    """From nothing to nothing: the job's words, output and exit code arrive, and the machine is gone."""
-    folder = Path(cloud["CLOUD"])
-    job = ("bash", "-c", 'echo "$1" | tee out/answer; exit 3', "_", AWKWARD[3])
-    done = call("tpu_vm.sh", "all", *TPU, f"--to={folder}/results", "--poll=0", "--", *job, env=cloud)
-    assert done.returncode == 3, done.stderr
-    assert done.stdout == AWKWARD[3] + "\n"
-    assert (folder / "results" / "out" / "answer").read_text() == AWKWARD[3] + "\n"
-    assert calls_of(cloud)[0] == "queued-resources create"
-    assert calls_of(cloud)[-2:] == ["tpu-vm scp", "queued-resources delete"]
-    assert not (folder / "machine").exists()
-    assert "still there" not in done.stderr
-
-
-def test_a_spot_machine_that_is_taken_away(cloud: dict[str, str]) -> None:
-    """The second machine has what the first one wrote, and ends the job."""
-    folder = Path(cloud["CLOUD"])
-    job = """
-if [ -e out/part ]; then cat out/part && echo resumed >>out/part && exit; fi
-echo from the first >out/part
-while [ ! -e $CLOUD/bucket/mine-run-worker-0.tar ]; do sleep .1; done
-printf SUSPENDED >$CLOUD/state
-"""
-    options = ("--spot", "--bucket=gs://mine/run", "--every=1", "--poll=0", f"--to={folder}")
-    done = call("tpu_vm.sh", "all", *TPU, *options, "--", "bash", "-c", job, env=cloud)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "from the first\n"
-    assert (folder / "out" / "part").read_text() == "from the first\nresumed\n"
-    assert [calls_of(cloud).count(f"queued-resources {verb}") for verb in ("create", "delete")] == [2, 2]
-
-
-def test_a_machine_that_is_lost_without_a_bucket(cloud: dict[str, str]) -> None:
-    """`run` says so with a code of its own."""
-    call("tpu_vm.sh", "create", *TPU, env=cloud)
-    call("tpu_vm.sh", "install", *TPU, env=cloud)
-    done = call("tpu_vm.sh", "run", *TPU, "--poll=0", "--", "bash", "-c", "printf SUSPENDED >$CLOUD/state", env=cloud)
-    assert done.returncode == 75, done.stderr
-    assert "was taken away" in done.stderr
-
-
-def test_create_again_changes_nothing_and_failures_end(cloud: dict[str, str]) -> None:
-    folder = Path(cloud["CLOUD"])
-    assert call("tpu_vm.sh", "create", *TPU, env=cloud).returncode == 0
-    assert call("tpu_vm.sh", "create", *TPU, env=cloud).returncode == 0
-    assert calls_of(cloud) == ["queued-resources create"]
-    (folder / "state").write_text("FAILED")
-    done = call("tpu_vm.sh", "all", *TPU, "--spot", "--bucket=gs://b", "--keep", "--", "true", env=cloud)
-    assert done.returncode == 1
-    assert "apd is FAILED" in done.stderr
-    assert "still there, and paid for: launch/tpu_vm.sh delete --name=apd --zone=us-west4-a" in done.stderr
-
-
-def test_one_job_on_a_machine_that_can_be_stopped(cloud: dict[str, str]) -> None:
-    folder = Path(cloud["CLOUD"])
-    clone = folder / "dllm_jax"
-    shutil.copytree(LAUNCH, clone / "launch")
-
-    def worker(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = ["bash", str(clone / "launch" / "worker.sh"), *arguments]
-        return subprocess.run(command, env=cloud, capture_output=True, text=True, timeout=120)
-
-    assert worker("status").stdout == "none\n"
-    job = ("bash", "-c", 'trap "echo stopped; exit 0" TERM; echo ready; while :; do sleep .1; done')
-    assert worker("start", "--", *job).returncode == 0
-    while "ready" not in (clone / "out" / "job.log").read_text():
-        assert worker("status").stdout == "running\n"
-    assert worker("start", "--", *job).returncode == 0  # the same: it goes on
-    assert "error: start: expected no job, got bash -c " in worker("start", "--", "true").stderr
-    assert worker("stop").returncode == 0
-    assert worker("wait").returncode == 0
-    assert worker("follow").stdout == "ready\nstopped\n"
-    assert worker("status").stdout == "ended 143\n"
-    assert worker("start", "--", "echo", "again").returncode == 0
-    assert worker("follow").stdout == "again\n"  # from its own start on
-    assert worker("status").stdout == "ended 0\n"
-
-
-def test_what_is_in_the_bucket_is_not_overwritten(cloud: dict[str, str]) -> None:
-    """A bucket that cannot be read ends the start; only an empty one begins anew."""
-    folder = Path(cloud["CLOUD"])
-    clone = folder / "dllm_jax"
-    shutil.copytree(LAUNCH, clone / "launch")
-    (folder / "tools" / "gcloud").write_text("#!/bin/sh\necho 'ERROR: 403' >&2\nexit 1\n")
-    command = ["bash", str(clone / "launch" / "worker.sh"), "start", "--bucket=gs://mine", "--", "true"]
-    done = subprocess.run(command, env=cloud, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "ERROR: 403\n")
-    assert not (clone / ".job" / "pid").exists()
 
 
 # ---- manifests, images, pages
