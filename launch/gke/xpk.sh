@@ -78,9 +78,11 @@ storage)
 run)
     needs workload image
     [ $# -gt 0 ] || fail "run: expected -- COMMAND, got none"
-    options=(--tpu-type="$type" --num-slices=1 --docker-image="$image" --max-restarts="$restarts")
+    # XPK starts again what ended with a code above 126, as start.sh does after SIGTERM (`exec`, so that it gets it);
+    # and with 1, which is how the processes end that lost another one.
+    options=(--tpu-type="$type" --num-slices=1 --docker-image="$image")
+    options+=(--max-restarts="$restarts" --restart-on-exit-codes=1)
     [ -z "$storage" ] || options+=(--storage="$storage")
-    # XPK starts again what ended with a code above 126, as start.sh does after SIGTERM; `exec`, so that it gets it.
     run xpk workload create "${where[@]}" --workload="$workload" "${options[@]}" \
         --command="exec launch/start.sh tpu $(quoted "$@")"
     ;;

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,14 @@ def test_a_whole_run(cloud: dict[str, str]) -> None:
     """From nothing to nothing: the job's words, output and exit code arrive, and the machine is gone."""
     folder = Path(cloud["CLOUD"])
     job = ("bash", "-c", 'echo "$1" | tee out/answer; exit 3', "_", AWKWARD[3])
-    done = call("tpu_vm.sh", "all", *TPU, f"--to={folder}/results", "--poll=0", "--", *job, env=cloud)
+    options = (f"--to={folder}/results", "--poll=0", "--bucket=gs://mine")
+    done = call("tpu_vm.sh", "all", *TPU, *options, "--", *job, env=cloud)
     assert done.returncode == 3, done.stderr
     assert done.stdout == AWKWARD[3] + "\n"
-    assert (folder / "results" / "out" / "answer").read_text() == AWKWARD[3] + "\n"
+    with tarfile.open(folder / "bucket" / "mine-worker-0.tar") as saved:
+        saved.extractall(folder, filter="data")
+    for place in (folder, folder / "results"):
+        assert (place / "out" / "answer").read_text() == AWKWARD[3] + "\n"
     assert calls_of(cloud)[0] == "queued-resources create"
     assert calls_of(cloud)[-2:] == ["tpu-vm scp", "queued-resources delete"]
     assert not (folder / "machine").exists()
