@@ -84,11 +84,12 @@ lost_code=75
 # tpus ARGUMENT...: gcloud compute tpus, for this project and zone.
 tpus() { run gcloud compute tpus "$@" "${where[@]}"; }
 
-# on WORKER COMMAND...: in the clone there. WORKER is a number or `all`.
+# on WORKER COMMAND...: in the clone there. WORKER is a number or `all`. A machine that is gone is noticed in 90 seconds.
 on() {
     local worker=$1
     shift
-    tpus tpu-vm ssh "$name" --worker="$worker" --command="cd dllm_jax && $(quoted "$@")"
+    tpus tpu-vm ssh "$name" --worker="$worker" --ssh-flag=-oServerAliveInterval=30 \
+        --command="cd dllm_jax && $(quoted "$@")"
 }
 
 # machine_state: as cloud.google.com/tpu/docs/queued-resources lists them; nothing if there is none, or gcloud cannot tell.
@@ -152,6 +153,7 @@ follow() {
             note "$name was taken away; what reached --bucket is there"
             return "$lost_code"
         fi
+        [ -n "$answer" ] || note "$name does not answer, trying again in $poll seconds"
         sleep "$poll"
     done
 }
