@@ -16,10 +16,11 @@ from jax.sharding import AbstractMesh, Mesh
 
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.load import dtype_on, resolve, tuned
-from dllm_jax.config import Config, block_schedule, wants_verifier
+from dllm_jax.config import Config, wants_verifier
+from dllm_jax.decoding.build import build_blocks, build_cache
 from dllm_jax.decoding.caching import shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length
-from dllm_jax.decoding.generate import build_cache, length_multiple, with_slack
+from dllm_jax.decoding.generate import length_multiple, with_slack
 from dllm_jax.errors import UsageError
 from dllm_jax.memory import bytes_per_device, device_bytes
 from dllm_jax.mesh import MESH_AXES, batch_multiple, make_mesh, weight_shardings
@@ -27,6 +28,7 @@ from dllm_jax.models.attention import kernel, key_multiple
 from dllm_jax.models.model import abstract_model
 from dllm_jax.models.registry import PRESETS
 from dllm_jax.models.transformer import TransformerConfig, on_mesh
+from dllm_jax.settings import block_schedule
 
 MARGIN = 1.1  # on temporaries, keys and values
 SPARE = 0.04  # of a device's memory that is left for what no estimate knows: code of other programs, transfers
@@ -136,8 +138,8 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
     )
     geometry = Geometry(padded, decode.gen_length, block_schedule(decode)[0])
     strategy = build_cache(config, logit_shift=model.logit_shift)
-    columns = with_slack(geometry, strategy, multiple=key_multiple(platform)).columns
-    widths = set(strategy.widths(geometry))
+    blocks, widths = build_blocks(config), strategy.widths(geometry)
+    columns = with_slack(geometry, strategy, blocks, multiple=key_multiple(platform)).columns
     split = batch_multiple(mesh)
     batch = -(-decode.batch_size // split)
     rows, tensor = batch * (2 if decode.cfg_scale else 1), mesh.shape["tensor"]
@@ -149,7 +151,7 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
         return 2 * config.num_layers * rows * columns * share(config.stored_kv_heads) * config.head_dim * dtype.itemsize
 
     heads = model.stored_groups * share(model.stored_kv_heads)
-    slots = geometry.gen_length if decode.stop == "eot" and not widths else strategy.slots(geometry)
+    slots = geometry.gen_length if decode.stop != "none" and not widths else blocks.width(geometry)
     kind = kernel(platform, dtype, rows=rows, queries=geometry.length, keys=geometry.length, head_dim=model.head_dim)
     # Scores and their softmax in float32; the other kernels keep them out of memory.
     scores = 2 * rows * heads * geometry.length**2 * 4 if kind.startswith("xla") else 0
@@ -158,7 +160,7 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
     logits = (3 if decode.temperature else 2) * rows * slots * share(model.vocab_size) * 4
     weights = _weights(model, dtype, mesh)
     cache = key_values(model, rows) * min(len(widths), 3)  # the widths of a prefix cache begin with copies of it
-    canvases = shorter_canvases(geometry, multiple=multiple) if decode.stop == "eot" and not widths else (geometry,)
+    canvases = shorter_canvases(geometry, multiple=multiple) if "eot" in decode.stop and not widths else (geometry,)
     code = CODE * (len(canvases) + len(widths))
     temporaries = scores + activations + logits + (code if platform == "tpu" else 0)
     if verifier:

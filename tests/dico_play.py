@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.policies.base import View
+from dllm_jax.decoding.policies.base import Sizes
 from dllm_jax.decoding.policies.dico import Dico
-from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import KeyedNoise
 from dllm_jax.decoding.state import DecodeState
+from tests.views import a_prediction, a_view
 
 MASK = -1
 
@@ -31,15 +31,14 @@ def run(
         start = carry["block"] * block_length
         cut = partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=block_length, axis=-1)
         token_BQ, confidence_BQ, margin_BQ = (cut(all_FG[carry["nfe"]])[None] for all_FG in predictions)
-        view = View(
-            start_B=start[None], position_BQ=start + jnp.arange(block_length)[None],
-            open_BQ=cut(carry["tokens_G"])[None] == MASK, pad_B=zero_B, end_B=zero_B + length,
-            filled_B=jnp.sum(carry["tokens_G"] != MASK)[None], row_B=zero_B, nfe_B=carry["nfe"][None],
+        open_BQ = cut(carry["tokens_G"])[None] == MASK
+        view = a_view(
+            open_BQ, start_B=start[None], position_BQ=start + jnp.arange(block_length)[None], end_B=zero_B + length,
+            filled_B=jnp.sum(carry["tokens_G"] != MASK)[None], nfe_B=carry["nfe"][None],
             block_nfe_B=carry["block_nfe"][None],
         )  # fmt: skip
-        finite_BQ = jnp.ones_like(token_BQ, bool)
-        prediction = Prediction(token_BQ, confidence_BQ, margin_BQ, finite_BQ, logits_BQV=margin_BQ[..., None])
-        commit = policy.commit(carry["rows"], prediction, view, KeyedNoise(jax.random.key(0)))
+        prediction = a_prediction(confidence_BQ, token_BQ=token_BQ, margin_BQ=margin_BQ)
+        commit = policy.commit(carry["policy_state"], prediction, view, KeyedNoise(jax.random.key(0)))
         mask_Q, leave = (commit.mask_BQ & view.open_BQ)[0], commit.leave_B[0]
         nfe = carry["nfe"] + 1
 
@@ -49,14 +48,15 @@ def run(
         return {
             "tokens_G": written(carry["tokens_G"], commit.token_BQ[0]),
             "commit_step_G": written(carry["commit_step_G"], nfe),
-            "rows": commit.rows,
+            "policy_state": commit.policy_state,
             "nfe": nfe,
             "block": carry["block"] + leave,
             "block_nfe": jnp.where(leave, 0, carry["block_nfe"] + 1),
         }
 
     start = {
-        "tokens_G": tokens_G, "commit_step_G": jnp.zeros_like(tokens_G), "rows": policy.init(state, geometry),
+        "tokens_G": tokens_G, "commit_step_G": jnp.zeros_like(tokens_G),
+        "policy_state": policy.init(state, geometry, Sizes(block_length, vocab=0)),
         "nfe": jnp.int32(0), "block": jnp.int32(0), "block_nfe": jnp.int32(0),
     }  # fmt: skip
     return jax.lax.while_loop(
@@ -81,4 +81,4 @@ def play(
     predictions = tuple(map(jnp.asarray, (token_FG, confidence_FG, margin_FG)))
     policy = policy.replace(mask_id=MASK, traced_forwards=forwards)
     final = run(policy, tokens_G, predictions, block_length=block_length)
-    return jax.tree.map(np.asarray, final) | final["rows"].log.value.row(0)
+    return jax.tree.map(np.asarray, final) | final["policy_state"].log.value.row(0)

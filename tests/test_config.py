@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from configs import base, vanilla
-from dllm_jax.config import Config, block_schedule, build, from_config_dict, to_config_dict, validate
+from dllm_jax.config import Config, build, from_config_dict, to_config_dict, validate
 from dllm_jax.errors import UsageError
-from dllm_jax.settings import DecodeSettings
+from dllm_jax.settings import DecodeSettings, block_schedule
 from dllm_jax.training.filter_config import FilterTraining
 
 
@@ -78,7 +78,7 @@ def test_an_int_is_a_fine_float() -> None:
         ("decode.bucket_waste", -0.1, "decode.bucket_waste: expected at least 0, got -0.1"),
         ("decode.block_length", 36, "decode.block_length: expected a divisor of decode.gen_length 96, got 36"),
         ("decode.steps", 64, "decode.steps: expected a multiple of the number of blocks 3, got 64"),
-        ("decode.stop", "eos", "decode.stop: expected one of none, eot, got 'eos'"),
+        ("decode.stop", "eos", "decode.stop: expected one of none, eot, settled, eot+settled, got 'eos'"),
         ("learn2pd.threshold", 1.5, "learn2pd.threshold: expected 0 to 1, got 1.5"),
         ("eot.min_confidence", -0.1, "eot.min_confidence: expected 0 to 1, got -0.1"),
         ("bench.eos_logit", 5.0, "bench.eos_logit: expected 0 without model.preset, got 5.0"),

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from dllm_jax.decoding import caching, driver
-from dllm_jax.decoding.driver import Carry, Engine
+from dllm_jax.decoding import stepping
+from dllm_jax.decoding.engine import Carry, Engine
 from dllm_jax.decoding.state import DecodeResult, DecodeState
 from dllm_jax.models.cache import widened
 
@@ -83,8 +83,8 @@ def assert_trace(
     raise AssertionError("; ".join(told) + f" (tau {tau})")
 
 
-FULL_STEP = jax.jit(Engine.full_step, static_argnames="length")
-CACHED_STEP = jax.jit(Engine.cached_step, static_argnames="width")
+FULL_STEP = jax.jit(stepping.full_step, static_argnames="length")
+CACHED_STEP = jax.jit(stepping.cached_step, static_argnames="width")
 
 
 def carries(engine: Engine, state: DecodeState) -> Iterator[Carry]:
@@ -93,12 +93,16 @@ def carries(engine: Engine, state: DecodeState) -> Iterator[Carry]:
     widths = engine.cache.widths(geometry)
     carry = engine.start(state)
     while carry.state.live_B.any():
-        block = caching.current_block(carry.state)
         carry, cache = FULL_STEP(engine, carry, length=geometry.length)
         yield carry
-        cache = widened(cache, columns=geometry.columns)
-        while widths and driver.in_block(carry.state, block).any():
-            carry, cache = CACHED_STEP(engine, carry, cache, width=widths[int(block)])
+        fresh = cache = widened(cache, columns=geometry.columns)
+        last = None
+        while widths and engine.served(carry.state).any():
+            width = widths[int(engine.narrowest(carry.state, widths))]
+            if width != last and not engine.cache.keeps_writes:
+                cache = fresh
+            carry, cache = CACHED_STEP(engine, carry, cache, width=width)
+            last = width
             yield carry
 
 

@@ -14,12 +14,13 @@ from jaxtyping import Array, Int
 from dllm_jax.bench.cost import Cost, forward_cost
 from dllm_jax.bench.loops import time_loop
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.driver import Carry, Engine
+from dllm_jax.decoding.engine import Carry, Engine
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.decoding.policies.base import Commit, CommitPolicy, View
+from dllm_jax.decoding.policies.base import Commit, Policy, Sizes, View, Wants
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
+from dllm_jax.decoding.stepping import cached_step, full_step
 from dllm_jax.memory import check_fits, plan_bytes
 from dllm_jax.mesh import batch_multiple
 from dllm_jax.models.cache import Cache, widened
@@ -30,22 +31,27 @@ Prompts = Sequence[Sequence[int]]
 
 
 @struct.dataclass
-class Endless:
+class Endless(Policy):
     """A policy at work in a block that its rows never leave: every step of a loop costs what a real one does."""
 
-    policy: CommitPolicy
+    policy: Policy
+
+    @property
+    def wants(self) -> Wants:
+        """What the policy does."""
+        return self.policy.wants
 
     def most_forwards(self, geometry: Geometry) -> int:
         """More than any loop here runs."""
         return 2**31 - 1
 
-    def init(self, state: DecodeState, geometry: Geometry) -> Any:
+    def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> Any:
         """The policy's own."""
-        return self.policy.init(state, geometry)
+        return self.policy.init(state, geometry, sizes)
 
-    def commit(self, rows: Any, prediction: Prediction, view: View, noise: Noise) -> Commit:
+    def commit(self, policy_state: Any, prediction: Prediction, view: View, noise: Noise) -> Commit:
         """The policy's commits, without leaving the block or ending the row."""
-        commit = self.policy.commit(rows, prediction, view, noise)
+        commit = self.policy.commit(policy_state, prediction, view, noise)
         return commit._replace(leave_B=jnp.zeros_like(commit.leave_B), end_B=None)
 
 
@@ -100,7 +106,7 @@ def time_steps(decoder: Decoder, prompts: Prompts, *, bench: BenchSettings) -> l
         bench: repeats and trips of the loop.
     """
     engine, state = _begin(decoder, prompts)
-    never = engine.stop and dataclasses.replace(engine.stop, min_confidence=jnp.float32(jnp.inf))
+    never = engine.stop and engine.stop.never()
     engine = dataclasses.replace(engine, policy=Endless(engine.policy), stop=never, block_limit=None)
     return [_time_step(decoder, kind, engine=engine, state=state, bench=bench) for kind in step_kinds(engine)]
 
@@ -109,7 +115,8 @@ def _time_step(
     decoder: Decoder, kind: StepKind, *, engine: Engine, state: DecodeState, bench: BenchSettings
 ) -> StepTiming:
     mesh = decoder.model.mesh
-    state = dataclasses.replace(state, block_B=jnp.full_like(state.block_B, kind.block))
+    start = engine.geometry.prompt_length + kind.block * engine.geometry.block_length
+    state = dataclasses.replace(state, block_end_B=jnp.full_like(state.block_end_B, start))  # where the first begins
 
     def check(compiled: jax.stages.Compiled) -> None:
         check_fits(plan_bytes(compiled), mesh, field="bench.batch_sizes", got=decoder.config.decode.batch_size)
@@ -136,7 +143,7 @@ def step_cost(model: Model, engine: Engine, kind: StepKind, *, rows: int) -> Cos
         rows: of the batch on every device; 0 for what reading the weights costs.
     """
     geometry = engine.geometry
-    slots = geometry.gen_length if engine.looks_everywhere else engine.cache.slots(geometry)
+    slots = geometry.gen_length if engine.looks_everywhere else engine.blocks.width(geometry)
     rows *= 2 if engine.sampler.guided else 1
     cost = forward_cost(
         model.config, rows=rows, columns=kind.columns, keys=kind.keys, slots=slots, itemsize=model.dtype.itemsize
@@ -149,7 +156,7 @@ def step_kinds(engine: Engine) -> list[StepKind]:
     geometry, widths = engine.geometry, engine.cache.widths(engine.geometry)
     kinds = [StepKind("full", full_steps, block=0, columns=geometry.length, keys=geometry.length)]
     for width in sorted({min(widths), max(widths)} if widths else ()):
-        program, block = cached_steps(width), widths.index(width)
+        program, block = cached_steps(width), max(geometry.gen_length - width, 0) // geometry.block_length
         kinds.append(StepKind("cached", program, block=block, columns=width, keys=geometry.columns))
     return kinds
 
@@ -158,7 +165,7 @@ def full_steps(engine: Engine, state: DecodeState, count: Int[Array, ""]) -> Dec
     """`count` forwards of the whole canvas."""
     length = engine.geometry.length
     return jax.lax.fori_loop(
-        0, count, lambda _, carry: engine.full_step(carry, length=length)[0], engine.start(state)
+        0, count, lambda _, carry: full_step(engine, carry, length=length)[0], engine.start(state)
     ).state
 
 
@@ -167,11 +174,11 @@ def cached_steps(width: int) -> Callable[[Engine, DecodeState, Int[Array, ""]], 
 
     def program(engine: Engine, state: DecodeState, count: Int[Array, ""]) -> DecodeState:
         geometry = engine.geometry
-        carry, cache = engine.full_step(engine.start(state), length=geometry.length)
+        carry, cache = full_step(engine, engine.start(state), length=geometry.length)
         cache = widened(cache, columns=geometry.columns)
 
         def body(_: Int[Array, ""], loop: tuple[Carry, Cache]) -> tuple[Carry, Cache]:
-            return engine.cached_step(*loop, width=width)
+            return cached_step(engine, *loop, width=width)
 
         return jax.lax.fori_loop(0, count, body, (carry, cache))[0].state
 

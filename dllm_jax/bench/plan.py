@@ -22,9 +22,9 @@ from dllm_jax.bench.report import markdown_table
 from dllm_jax.checkpoints import layout
 from dllm_jax.checkpoints.filters import open_filter
 from dllm_jax.chips import GPUS, TPUS
-from dllm_jax.config import Config, numbers
+from dllm_jax.config import Config
 from dllm_jax.decoding import driver
-from dllm_jax.decoding.driver import Engine
+from dllm_jax.decoding.engine import Engine
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.errors import UsageError
@@ -33,6 +33,7 @@ from dllm_jax.memory import bytes_per_device, chip, device_bytes
 from dllm_jax.mesh import batch_multiple
 from dllm_jax.models.model import Model, shape_model
 from dllm_jax.placement import Shapes, abstract_mesh, alternative, decode_mesh, footprint, told
+from dllm_jax.settings import numbers
 
 PARTS = ("argument_bytes", "temp_bytes", "output_bytes", "code_bytes")
 MEASURED_REPEATS = 2  # of the ceilings of a device that is not in the table

@@ -14,11 +14,12 @@ from dllm_jax.bench.ceilings import Ceilings, measure_ceilings
 from dllm_jax.bench.ending import with_eos_logit
 from dllm_jax.bench.measure import DecodeTiming, StepTiming, memory_source, time_decode, time_steps
 from dllm_jax.checkpoints.filters import Filter, open_filter
-from dllm_jax.config import Config, numbers
+from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.errors import UsageError
 from dllm_jax.models.model import Model
 from dllm_jax.placement import decode_mesh
+from dllm_jax.settings import numbers
 
 
 def measure(config: Config) -> dict[str, Any]:

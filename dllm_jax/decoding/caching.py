@@ -1,30 +1,32 @@
-"""Which columns a forward runs, and which keys and values are kept between forwards.
+"""Which columns a forward runs, which keys and values are kept between forwards, and when they are made afresh.
 
 A full forward makes the keys and values of the whole canvas. Cached steps then run a slice of it against them and
-overwrite the slice's own; the rest stays as it was. `BlockCache` holds Fast-dLLM's caches (arXiv 2505.22618, section
-3.2): the slice begins at the block's start, and the cache is made afresh at every block. `WindowCache` is APD's (arXiv
-2506.00413): the slice follows each row's first mask, and the cache is made once.
+overwrite the slice's own; the rest stays as it was, until the cache is stale. `BlockCache` holds Fast-dLLM's caches
+(arXiv 2505.22618, section 3.2): the slice begins at the block's start, and a cache serves one block. `SlidingCache` is
+DSB's: the slice follows the open range, and a cache serves as many commits as a block has columns. `WindowCache` is
+APD's (arXiv 2506.00413): the slice follows each row's first mask, and the cache is made once.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.state import DecodeState
 
-MAX_WIDTHS = 4  # of a prefix step, and
+MAX_WIDTHS = 4  # of a step whose slice differs in width, and
 MAX_LENGTHS = 4  # of a canvas, the whole one included: every one is one more model to compile
+
+Column = Int[Array, ""] | Int[Array, "B"]  # for all rows or per row
 
 
 class Span(NamedTuple):
     """Where a forward looks, in canvas columns."""
 
-    first: Int[Array, ""] | Int[Array, "B"]  # first column of a cached step's slice, for all rows or per row
-    slot: Int[Array, ""] | Int[Array, "B"]  # column of the first prediction slot, likewise
+    first: Column  # first column of a cached step's slice
+    end_B: Int[Array, "B"]  # one past the last column that the slice has to hold
     seen_B: Int[Array, "B"]  # one past the last column that is attended to
     run_B: Int[Array, "B"] | None = None  # from this column on the cache stays as it is; None: a slice writes all
 
@@ -32,88 +34,160 @@ class Span(NamedTuple):
 class CacheStrategy(Protocol):
     """Places the forwards of a decode. Hashable: a part of the program."""
 
-    def slots(self, geometry: Geometry) -> int:
-        """Prediction slots of a forward."""
+    keeps_writes: bool  # what a slice writes is seen by slices of other widths
 
     def widths(self, geometry: Geometry) -> tuple[int, ...]:
-        """For every block, the width of its cached steps' slice; empty without cached steps."""
+        """The widths that a cached step's slice may have, in ascending order; empty without cached steps."""
 
     def columns(self, geometry: Geometry) -> int:
         """Columns that hold the canvas and every slice (one that stuck out would be moved left silently)."""
 
-    def span(self, state: DecodeState, geometry: Geometry) -> Span:
-        """Where the next forward looks."""
+    def span(self, state: DecodeState, first_slot: Column) -> Span:
+        """Where the next cached step looks."""
+
+    def stale(self, state: DecodeState) -> Bool[Array, "B"]:
+        """Rows whose cache has to be made afresh; they wait until that holds for all rows of the batch."""
 
 
-StepWidths = Callable[[Geometry], tuple[int, ...]]
+@dataclasses.dataclass(frozen=True)
+class NoCache:
+    """Every step runs the whole canvas, and rows advance on their own."""
+
+    keeps_writes = False
+
+    def widths(self, geometry: Geometry) -> tuple[int, ...]:
+        """No cached steps."""
+        return ()
+
+    def columns(self, geometry: Geometry) -> int:
+        """The canvas."""
+        return geometry.length
+
+    def span(self, state: DecodeState, first_slot: Column) -> Span:
+        """All of the row."""
+        return Span(first=jnp.int32(0), end_B=state.end_B, seen_B=state.end_B)
+
+    def stale(self, state: DecodeState) -> Bool[Array, "B"]:
+        """Always."""
+        return jnp.ones_like(state.live_B)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockCache:
-    """Rows decode block by block; with cached steps, all rows of a batch the same block.
+    """A cache per block; with cached steps, all rows of a batch are in the same one.
 
     Attributes:
-        step_widths: the cache, one of `BLOCK_CACHES`.
+        runs_suffix: the slice holds what follows the block too (the prefix cache; else the dual cache).
+        block_width: columns of the widest block.
         lead: columns that a slice begins before its block: 1 for a model whose logits are made one position earlier.
+        on_grid: every block is of `block_width`.
         keeps_tail: what lies behind a row's end when it falls stays in the cache as it was, and is attended to, until
             the cache is made afresh; else it vanishes at once. As released: with the dual cache, whose steps do not
             run it.
     """
 
-    step_widths: StepWidths
+    runs_suffix: bool
+    block_width: int
     lead: int
+    on_grid: bool = True
     keeps_tail: bool = False
 
-    def slots(self, geometry: Geometry) -> int:
-        """The block."""
-        return geometry.block_length
+    keeps_writes = False  # a slice runs, and writes, all that it sees behind the block's start
 
     def widths(self, geometry: Geometry) -> tuple[int, ...]:
-        """See the functions below."""
-        return tuple(width + self.lead for width in self.step_widths(geometry))
+        """The block; with a prefix cache a few widths, evenly spread up to all of the generation."""
+        if not self.runs_suffix:
+            return (self.block_width + self.lead,)
+        unit = geometry.block_length if self.on_grid else 1
+        units = geometry.gen_length // unit
+        count = min(units, MAX_WIDTHS)
+        return tuple(unit * size + self.lead for size in sorted({-(-units * i // count) for i in range(1, count + 1)}))
 
     def columns(self, geometry: Geometry) -> int:
-        """A prefix step's slice, which begins `lead` columns before its block, may be wider than what follows."""
-        starts = [geometry.prompt_length + geometry.block_length * block for block in range(geometry.num_blocks)]
-        widths = self.step_widths(geometry)
-        return max([geometry.length, *(start + width for start, width in zip(starts, widths, strict=False))])
+        """A prefix step's slice may be wider than what follows its block, and a block than what it can hold."""
+        widths = self.widths(geometry)
+        if not self.on_grid:
+            return geometry.length + widths[-1]
+        starts = range(geometry.prompt_length, geometry.length, geometry.block_length)
+        ends = [start + self._least(widths, geometry.length - start) for start in starts]
+        return max(geometry.length, *ends)
 
-    def span(self, state: DecodeState, geometry: Geometry) -> Span:
-        """From the block's start. With cached steps all active rows are in one block: its column holds for all rows."""
-        block = current_block(state)
-        slot = geometry.block_start(block if self.widths(geometry) else state.block_B)
-        first = geometry.block_start(block) - self.lead
-        if self.keeps_tail:
-            return Span(first=first, slot=slot, seen_B=state.cached_end_B, run_B=state.end_B)
-        return Span(first=first, slot=slot, seen_B=state.end_B)
+    def span(self, state: DecodeState, first_slot: Column) -> Span:
+        """From the block's start."""
+        if self.runs_suffix:
+            return Span(first_slot - self.lead, end_B=state.end_B, seen_B=state.end_B)
+        seen_B = state.cached_end_B if self.keeps_tail else state.end_B
+        run_B = None
+        if self.keeps_tail or not self.on_grid:
+            run_B = jnp.minimum(state.end_B, state.block_end_B)
+        return Span(first_slot - self.lead, end_B=state.block_end_B, seen_B=seen_B, run_B=run_B)
 
+    def stale(self, state: DecodeState) -> Bool[Array, "B"]:
+        """In a new block."""
+        return state.block_nfe_B == 0
 
-def no_widths(geometry: Geometry) -> tuple[int, ...]:
-    """No cache: every step runs the whole canvas, and rows advance through their blocks on their own."""
-    return ()
-
-
-def prefix_widths(geometry: Geometry) -> tuple[int, ...]:
-    """Prefix cache: the block and all that follows run, at the narrowest of a few widths that holds them."""
-    blocks = geometry.num_blocks
-    count = min(blocks, MAX_WIDTHS)
-    sizes = [-(-blocks * i // count) for i in range(1, count + 1)]  # in blocks, evenly spread up to all of them
-    return tuple(
-        geometry.block_length * min(size for size in sizes if size >= blocks - block) for block in range(blocks)
-    )
+    def _least(self, widths: tuple[int, ...], suffix: int) -> int:
+        """Columns behind the block's start of the slice that holds the block, or what follows too."""
+        needed = suffix + self.lead if self.runs_suffix else 0
+        return next(width for width in widths if width >= needed) - self.lead
 
 
-def dual_widths(geometry: Geometry) -> tuple[int, ...]:
-    """Dual cache: only the block runs."""
-    return (geometry.block_length,) * geometry.num_blocks
+@dataclasses.dataclass(frozen=True)
+class SlidingCache:
+    """A slice around the open range [s, e), and a fresh cache after so many commits.
+
+    A slice begins before the range, with the columns that s has just passed but at least `margin` of them: their keys
+    and values are of masks, or of a text that knew less.
+
+    Attributes:
+        block_length: commits that a cache serves, those of the full forward included.
+        open_width: columns that the open range may have.
+        margin: columns before the range.
+        suffix: columns behind it.
+        lead: see `BlockCache`.
+    """
+
+    block_length: int
+    open_width: int
+    margin: int
+    suffix: int
+    lead: int
+
+    keeps_writes = True
+
+    def widths(self, geometry: Geometry) -> tuple[int, ...]:
+        """Room for the range, and for what it may have passed in one step; a few widths where it can be all."""
+        least = max(self.margin, self.block_length, self.lead) + self.block_length + self.suffix
+        most = max(self.margin, self.open_width, self.lead) + self.open_width + self.suffix
+        least, most = (min(width, geometry.length) for width in (least, most))
+        spread = MAX_WIDTHS - 1
+        return tuple(sorted({least + -(-(most - least) * i // spread) for i in range(spread + 1)}))
+
+    def columns(self, geometry: Geometry) -> int:
+        """A slice may begin anywhere."""
+        return geometry.length + self.widths(geometry)[-1]
+
+    def span(self, state: DecodeState, first_slot: Column) -> Span:
+        """From w columns before the range on."""
+        start_B, is_last_BL = state.block_start_B, state.commit_step_BL == state.nfe_B[:, None]
+        columns_1L = jnp.arange(is_last_BL.shape[1])[None, :]
+        last_start_B = jnp.min(jnp.where(is_last_BL & (state.commit_step_BL > 0), columns_1L, start_B[:, None]), axis=1)
+        before_B = jnp.maximum(start_B - last_start_B, max(self.margin, self.lead))
+        first_B = jnp.maximum(start_B - before_B, state.pad_B)
+        run_B = jnp.minimum(state.block_end_B + self.suffix, state.end_B)
+        return Span(first_B, end_B=run_B, seen_B=state.end_B, run_B=run_B)
+
+    def stale(self, state: DecodeState) -> Bool[Array, "B"]:
+        """After as many commits as a block has columns."""
+        return jnp.sum(state.commit_step_BL > state.cached_nfe_B[:, None], axis=1) >= self.block_length
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowCache:
     """Rows decode from left to right, each from its own cursor u on, the column behind its last commit.
 
-    A forward sees the columns before u + M. Those from u - W on are run, and before them the ones whose tokens the last
-    step committed (their keys and values are of masks).
+    A forward sees the columns before u + M, which is the open range. Those from u - W on are run, and before them the
+    ones whose tokens the last step committed (their keys and values are of masks).
 
     Attributes:
         kv_window: W, at least 1; 0 keeps no cache.
@@ -123,41 +197,32 @@ class WindowCache:
     kv_window: int
     lookahead: int
 
-    def slots(self, geometry: Geometry) -> int:
-        """The tokens looked ahead."""
-        return self.lookahead
+    keeps_writes = True
 
     def widths(self, geometry: Geometry) -> tuple[int, ...]:
         """Room for the window: W - 1, the a tokens accepted last, and the lookahead."""
         width = min(self.kv_window - 1 + self._reach(geometry), geometry.length)
-        return (width,) * geometry.num_blocks if self.kv_window else ()
+        return (width,) if self.kv_window else ()
 
     def columns(self, geometry: Geometry) -> int:
         """A slice, and the slots, may begin at any cursor."""
         return geometry.length + self._reach(geometry)
 
-    def span(self, state: DecodeState, geometry: Geometry) -> Span:
+    def span(self, state: DecodeState, first_slot: Column) -> Span:
         """Begins at u - W - a + 1, and u + M is not seen."""
-        cursor_B = geometry.prompt_length + jnp.sum(state.commit_step_BL > 0, axis=1)
         is_last_BL = (state.commit_step_BL > 0) & (state.commit_step_BL == state.nfe_B[:, None])
         accepted_B = jnp.sum(is_last_BL, axis=1)
-        return Span(
-            first=jnp.maximum(cursor_B - self.kv_window - accepted_B + 1, 0),
-            slot=cursor_B,
-            seen_B=jnp.minimum(cursor_B + self.lookahead, state.end_B),
-        )
+        first_B = jnp.maximum(first_slot - self.kv_window - accepted_B + 1, 0)
+        end_B = jnp.minimum(state.block_end_B, state.end_B)
+        return Span(first_B, end_B=end_B, seen_B=end_B)
+
+    def stale(self, state: DecodeState) -> Bool[Array, "B"]:
+        """Never."""
+        return jnp.zeros_like(state.live_B)
 
     def _reach(self, geometry: Geometry) -> int:
         """The most that a row accepts in one step and looks ahead in the next."""
         return min(2 * self.lookahead, geometry.gen_length)
-
-
-def current_block(state: DecodeState) -> Int[Array, ""]:
-    """The first block that a live row decodes; with cached steps, the block of all of them."""
-    return jnp.min(jnp.where(state.live_B, state.block_B, jnp.iinfo(jnp.int32).max))
-
-
-BLOCK_CACHES: dict[str, StepWidths] = {"none": no_widths, "prefix": prefix_widths, "dual": dual_widths}
 
 
 def shorter_canvases(geometry: Geometry, *, multiple: int) -> tuple[Geometry, ...]:

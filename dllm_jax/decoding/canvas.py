@@ -115,7 +115,7 @@ def put_columns(x: Array, new: Array, first: Int[Array, ""] | Int[Array, "B"]) -
     )
 
 
-def real_columns(pad_B: Int[Array, "B"], end_B: Int[Array, "B"], *, columns: int) -> Bool[Array, "B S"]:
-    """True for the columns [pad, end) of every row: what attention may look at."""
+def between(first_B: Int[Array, "B"], end_B: Int[Array, "B"], *, columns: int) -> Bool[Array, "B L"]:
+    """True for the columns [first, end) of every row; from `pad` to `seen` they are what attention may look at."""
     columns_1L = jnp.arange(columns)[None, :]
-    return (columns_1L >= pad_B[:, None]) & (columns_1L < end_B[:, None])
+    return (columns_1L >= first_B[:, None]) & (columns_1L < end_B[:, None])

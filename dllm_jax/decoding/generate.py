@@ -13,19 +13,22 @@ import numpy as np
 
 from dllm_jax import mesh as meshes
 from dllm_jax.checkpoints.filters import Filter
-from dllm_jax.config import Config, block_schedule, validate, wants_verifier
-from dllm_jax.decoding.caching import BLOCK_CACHES, BlockCache, CacheStrategy, WindowCache, shorter_canvases
+from dllm_jax.config import Config, validate, wants_verifier
+from dllm_jax.decoding.blocks import Blocks
+from dllm_jax.decoding.build import build_blocks, build_cache, build_stop
+from dllm_jax.decoding.caching import CacheStrategy, shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
-from dllm_jax.decoding.driver import Engine, decode
+from dllm_jax.decoding.driver import decode
+from dllm_jax.decoding.engine import Engine
 from dllm_jax.decoding.policies.build import build_policy
 from dllm_jax.decoding.prediction import Sampler
 from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
-from dllm_jax.decoding.stopping import EndOfText
 from dllm_jax.errors import UsageError
 from dllm_jax.memory import bytes_per_device, check_fits, exhaustion_told, placed, plan_bytes
 from dllm_jax.models.attention import key_multiple
 from dllm_jax.models.model import Model, computing
+from dllm_jax.settings import block_schedule
 from dllm_jax.timing import CompileCount
 
 BATCH_SIZE = "decode.batch_size"  # the setting that memory goes with
@@ -64,6 +67,7 @@ class Decoder:
         limited = config.decode.compat == "reference" and config.decode.cache == "dual"
         self.block_limit = jnp.int32(steps_per_block) if limited else None
         self.noise: Noise = KeyedNoise(jax.random.key(config.decode.seed))
+        self.blocks = build_blocks(config)
         self.cache = build_cache(config, logit_shift=model.config.logit_shift)
         self.sampler = Sampler.from_settings(config.decode, model.config, end_ids=self.end_ids)
         if config.decode.policy == "apd" and config.apd.temper_noise:
@@ -72,8 +76,7 @@ class Decoder:
             config, sampler=self.sampler, verifier=self.verifier, filter_=filter_, end_ids=self.end_ids,
             mask_id=self.mask_id,
         )  # fmt: skip
-        min_confidence = jnp.float32(config.eot.min_confidence)
-        self.stop = EndOfText(min_confidence, self.end_ids) if config.decode.stop == "eot" else None
+        self.stop = build_stop(config, end_ids=self.end_ids)
         platform = model.mesh.devices.flat[0].platform
         self.length_multiple, self.key_multiple = length_multiple(platform), key_multiple(platform)
         self._prepared: set[Any] = set()  # programs that are compiled: structure of the engine, rows
@@ -138,19 +141,30 @@ class Decoder:
         """The program's argument for a batch whose longest prompt has this many tokens."""
         decode = self.config.decode
         prompt_length = bucketed_prompt_length(
-            longest, decode.gen_length, multiple=self.length_multiple, waste=decode.bucket_waste,
+            longest,
+            decode.gen_length,
+            multiple=self.length_multiple,
+            waste=decode.bucket_waste,
             most=self.longest_prompt,
-        )  # fmt: skip
+        )
         geometry = Geometry(prompt_length, decode.gen_length, self.block_length)
-        geometry = with_slack(geometry, self.cache, multiple=self.key_multiple)
+        geometry = with_slack(geometry, self.cache, self.blocks, multiple=self.key_multiple)
         # With a cache rows end in the block that they decode, which is then their last: no full forward follows.
-        shrinks = self.stop and decode.cache == "none"
+        shrinks = "eot" in decode.stop and decode.cache == "none"
         canvases = shorter_canvases(geometry, multiple=self.length_multiple) if shrinks else (geometry,)
         return Engine(
-            graphdef=self.model.graphdef, params=self.model.params, policy=self.policy, sampler=self.sampler,
-            noise=self.noise, stop=self.stop, block_limit=self.block_limit, canvases=canvases, cache=self.cache,
+            graphdef=self.model.graphdef,
+            params=self.model.params,
+            policy=self.policy,
+            blocks=self.blocks,
+            sampler=self.sampler,
+            noise=self.noise,
+            stop=self.stop,
+            block_limit=self.block_limit,
+            canvases=canvases,
+            cache=self.cache,
             mask_id=self.mask_id,
-        )  # fmt: skip
+        )
 
     def _prepare(self, engine: Engine, *, rows: int) -> None:
         """Compiles the program of a batch, for the call to find it, unless an earlier batch had it."""
@@ -254,20 +268,10 @@ def length_multiple(platform: str) -> int:
     return max(32, key_multiple(platform))
 
 
-def with_slack(geometry: Geometry, cache: CacheStrategy, *, multiple: int) -> Geometry:
-    """The canvas with columns for every slice of a cache, rounded up to a multiple."""
-    columns = cache.columns(geometry)
+def with_slack(geometry: Geometry, cache: CacheStrategy, blocks: Blocks, *, multiple: int) -> Geometry:
+    """The canvas with columns for every slice of a cache and for all slots, rounded up to a multiple."""
+    columns = max(cache.columns(geometry), blocks.columns(geometry))
     return dataclasses.replace(geometry, slack=columns + -columns % multiple - geometry.length)
-
-
-def build_cache(config: Config, *, logit_shift: int) -> CacheStrategy:
-    """The cache strategy that `decode.cache` names, for a model whose logits are made `logit_shift` columns earlier."""
-    decode, apd = config.decode, config.apd
-    if decode.policy != "apd":
-        keeps_tail = decode.stop == "eot" and decode.cache == "dual"
-        return BlockCache(BLOCK_CACHES[decode.cache], lead=logit_shift, keeps_tail=keeps_tail)
-    lookahead = min(apd.max_lookahead or decode.gen_length, decode.gen_length)
-    return WindowCache(kv_window=apd.kv_window if decode.cache == "window" else 0, lookahead=lookahead)
 
 
 def checked_verifier(verifier: Model | None, config: Config, *, model: Model) -> Model | None:

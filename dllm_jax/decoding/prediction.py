@@ -24,6 +24,7 @@ class Prediction:
     token_BQ: Int[Array, "B Q"]  # the proposal
     confidence_BQ: Float[Array, "B Q"]  # its probability, in [0, 1]
     margin_BQ: Float[Array, "B Q"]  # logit of the best token minus the largest other; below 0 where [MASK] is surer
+    entropy_BQ: Float[Array, "B Q"]  # of the distribution that the confidence comes from, in nats
     finite_BQ: Bool[Array, "B Q"]  # the model's numbers are numbers: else nothing here means anything
     logits_BQV: Float[Array, "B Q V"]  # whose softmax the confidence comes from; V = 0 for slots of several blocks
     gumbel_BQV: Float[Array, "B Q V"] | None = None  # the draw behind the tokens; None at temperature 0
@@ -147,7 +148,9 @@ def predict(
     ranked_BQV = _without(drawn_BQV / temperature if sampler.tempered else logits_BQV, sampler.last_ids)
     # The maximum is subtracted before the exponential, so that ties of saturated probabilities stay exact ties.
     top_BQ = jnp.max(ranked_BQV, axis=-1)
-    total_BQ = jnp.sum(jnp.exp(ranked_BQV - top_BQ[..., None]), axis=-1)
+    below_BQV = ranked_BQV - top_BQ[..., None]
+    total_BQ = jnp.sum(jnp.exp(below_BQV), axis=-1)
+    weighted_BQ = jnp.sum(jnp.where(below_BQV > -jnp.inf, jnp.exp(below_BQV) * below_BQV, 0), axis=-1)
     if sampler.order_by_drawn:
         chosen_BQ = jnp.take_along_axis(ranked_BQV, token_BQ[..., None], axis=-1)[..., 0]
     else:
@@ -163,6 +166,7 @@ def predict(
         token_BQ=token_BQ,
         confidence_BQ=confidence_BQ,
         margin_BQ=best_logit_BQ - jnp.max(others_BQV, axis=-1),
+        entropy_BQ=jnp.log(total_BQ) - weighted_BQ / total_BQ,
         finite_BQ=is_finite_BQ & jnp.isfinite(confidence_BQ),
         logits_BQV=ranked_BQV,
         gumbel_BQV=gumbel_BQV,

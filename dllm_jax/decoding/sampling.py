@@ -104,5 +104,9 @@ def rank(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"]) -> Int[Arra
 
     Slots that are not open come after all that are.
     """
-    order_BQ = jnp.argsort(jnp.where(open_BQ, -score_BQ, jnp.inf), axis=-1, stable=True)
-    return jnp.argsort(order_BQ, axis=-1, stable=True)
+    return jnp.argsort(order(score_BQ, open_BQ), axis=-1, stable=True)
+
+
+def order(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"]) -> Int[Array, "B Q"]:
+    """The slot of every place of `rank`."""
+    return jnp.argsort(jnp.where(open_BQ, -score_BQ, jnp.inf), axis=-1, stable=True)

@@ -23,7 +23,9 @@ class DecodeState:
     pad_B: Int[Array, "B"]  # first column of the prompt
     end_B: Int[Array, "B"]  # one past the row's last column; may fall
     cached_end_B: Int[Array, "B"]  # what it was in the last full forward, which made the cache
-    block_B: Int[Array, "B"]  # block being decoded
+    cached_nfe_B: Int[Array, "B"]  # forwards spent on the row before that one
+    block_start_B: Int[Array, "B"]  # first column of the open range, see `blocks.py`
+    block_end_B: Int[Array, "B"]  # one past its last column, if the row does not end before
     block_nfe_B: Int[Array, "B"]  # forwards spent on that block
     nfe_B: Int[Array, "B"]  # forwards spent on the row
     live_B: Bool[Array, "B"]  # not finished
@@ -36,13 +38,17 @@ class DecodeState:
     def start(
         cls, tokens_BL: jax.Array, *, pad_B: jax.Array, row_B: jax.Array, live_B: jax.Array, geometry: Geometry
     ) -> "DecodeState":
-        """The state before the first forward; rows that only fill up the batch are not live."""
+        """The state before the first forward; rows that only fill up the batch are not live.
+
+        The open range is still empty, at the end of the prompt: `Engine.start` lets the blocks begin.
+        """
         zero_B = jnp.zeros_like(pad_B)
-        end_B = zero_B + geometry.length
+        end_B, prompt_end_B = zero_B + geometry.length, zero_B + geometry.prompt_length
         return cls(
             tokens_BL=tokens_BL, commit_step_BL=jnp.zeros_like(tokens_BL),
             confidence_BL=jnp.zeros(tokens_BL.shape, jnp.float32), row_B=row_B, pad_B=pad_B, end_B=end_B,
-            cached_end_B=end_B, block_B=zero_B, block_nfe_B=zero_B, nfe_B=zero_B, live_B=live_B,
+            cached_end_B=end_B, cached_nfe_B=zero_B, block_start_B=prompt_end_B, block_end_B=prompt_end_B,
+            block_nfe_B=zero_B, nfe_B=zero_B, live_B=live_B,
             failed_B=jnp.zeros_like(live_B), iterations=jnp.int32(0), columns=jnp.int32(0),
         )  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""When a row ends before its last block: at the end of its text (EoTP, Learn2PD, arXiv 2509.25188, section 3.3)."""
+"""When a row ends before its last block: the axis `decode.stop`. Rules compose."""
+
+import dataclasses
+from typing import NamedTuple, Protocol
 
 import jax.numpy as jnp
 from flax import struct
@@ -8,9 +11,40 @@ from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import is_any
 
 
+class Look(NamedTuple):
+    """What a rule sees of a step: S positions, all of the generation or those of the policy."""
+
+    prediction: Prediction
+    column_BS: Int[Array, "#B S"]  # canvas column of every position
+    open_BS: Bool[Array, "B S"]  # masked when they were predicted, before the end
+    accepted_BS: Bool[Array, "B S"]  # positions whose token a filter accepts
+    decoded_B: Float[Array, "B"]  # share of the row's generation that was committed before the step
+
+
+class Ending(NamedTuple):
+    """A rule's answer."""
+
+    end_B: Int[Array, "B"]  # one past the last column of every row; may only fall
+    fill_B: Bool[Array, "B"] | None = None  # rows whose open positions among the S are all committed now
+
+
+class StopRule(Protocol):
+    """Ends rows. A `flax.struct.dataclass`, like a policy."""
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether S is all of the generation where a forward runs all of it; else it is the policy's positions."""
+
+    def apply(self, end_B: Int[Array, "B"], look: Look) -> Ending:
+        """Where rows end, and which are committed whole."""
+
+    def never(self) -> "StopRule":
+        """A rule of the same cost that never acts, for benchmarks."""
+
+
 @struct.dataclass
 class EndOfText:
-    """Cuts a row behind a predicted end of text, which need not have been written.
+    """Cuts a row behind a predicted end of text, which need not have been written (EoTP, arXiv 2509.25188, 3.3).
 
     Without a cache it is looked for in the whole generation, else in the current block, as released.
     """
@@ -18,22 +52,79 @@ class EndOfText:
     min_confidence: Float[Array, ""]  # 0 as released
     end_ids: tuple[int, ...] = struct.field(pytree_node=False)  # tokens that end a text; as released: EoS alone
 
-    def end(
-        self, end_B: Int[Array, "B"], *, prediction: Prediction, open_BS: Bool[Array, "B S"],
-        accepted_BS: Bool[Array, "B S"], column_BS: Int[Array, "#B S"],
-    ) -> Int[Array, "B"]:  # fmt: skip
-        """Behind the first end that a filter accepted, else behind the most confident one, else as before.
+    @property
+    def everywhere(self) -> bool:
+        """Without a cache."""
+        return True
 
-        Args:
-            end_B: one past the last column of every row.
-            prediction: for S positions.
-            open_BS: positions before the end that were masked when they were predicted.
-            accepted_BS: positions whose token a filter accepts.
-            column_BS: canvas column of every position, S in a row.
-        """
-        confidence_BS = prediction.confidence_BQ
-        ends_BS = open_BS & is_any(prediction.token_BQ, self.end_ids) & (confidence_BS >= self.min_confidence)
-        first_B = jnp.min(jnp.where(ends_BS & accepted_BS, column_BS, end_B[:, None]), axis=1)
-        surest_B = column_BS[:, 0] + jnp.argmax(jnp.where(ends_BS, confidence_BS, -jnp.inf), axis=1)
+    def apply(self, end_B: Int[Array, "B"], look: Look) -> Ending:
+        """Behind the first end that a filter accepted, else behind the most confident one, else as before."""
+        confidence_BS = look.prediction.confidence_BQ
+        is_end_BS = is_any(look.prediction.token_BQ, self.end_ids) & (confidence_BS >= self.min_confidence)
+        ends_BS = look.open_BS & is_end_BS
+        column_BS = jnp.broadcast_to(look.column_BS, ends_BS.shape)
+        first_B = jnp.min(jnp.where(ends_BS & look.accepted_BS, column_BS, end_B[:, None]), axis=1)
+        surest_B = jnp.argmax(jnp.where(ends_BS, confidence_BS, -jnp.inf), axis=1)
+        surest_B = jnp.take_along_axis(column_BS, surest_B[:, None], axis=1)[:, 0]
         last_B = jnp.where(first_B < end_B, first_B, jnp.where(ends_BS.any(axis=1), surest_B, end_B - 1))
-        return jnp.minimum(last_B + 1, end_B)
+        return Ending(jnp.minimum(last_B + 1, end_B))
+
+    def never(self) -> "EndOfText":
+        """No confidence is enough."""
+        return dataclasses.replace(self, min_confidence=jnp.float32(jnp.inf))
+
+
+@struct.dataclass
+class Settled:
+    """Commits all that is left when the model has made up its mind.
+
+    That is when the mean margin (best logit minus second) of the masks clears a threshold, which falls evenly from
+    `early` to `late` with the share of the generation decoded: Prophet (arXiv 2508.19982) and SchED (arXiv 2512.02892),
+    whose thresholds fall with the share of the steps. With a cache it looks at, and commits, the current block.
+    """
+
+    early: Float[Array, ""]
+    late: Float[Array, ""]
+
+    @property
+    def everywhere(self) -> bool:
+        """Without a cache."""
+        return True
+
+    def apply(self, end_B: Int[Array, "B"], look: Look) -> Ending:
+        """Fills the rows whose mean margin is large enough."""
+        open_BS = look.open_BS & (look.column_BS < end_B[:, None])
+        margin_BS = jnp.where(open_BS, look.prediction.margin_BQ, 0)
+        mean_B = margin_BS.sum(axis=1) / jnp.maximum(open_BS.sum(axis=1), 1)
+        threshold_B = self.early + (self.late - self.early) * look.decoded_B
+        return Ending(end_B, fill_B=mean_B >= threshold_B)
+
+    def never(self) -> "Settled":
+        """No margin is enough."""
+        most = jnp.finfo(jnp.float32).max
+        return Settled(early=jnp.float32(most), late=jnp.float32(most))
+
+
+@struct.dataclass
+class Both:
+    """One rule, then another on what it left."""
+
+    first: StopRule
+    second: StopRule
+
+    @property
+    def everywhere(self) -> bool:
+        """Where one of them looks."""
+        return self.first.everywhere or self.second.everywhere
+
+    def apply(self, end_B: Int[Array, "B"], look: Look) -> Ending:
+        """The end that the rules lead to; a row is filled if one of them says so."""
+        before = self.first.apply(end_B, look)
+        after = self.second.apply(before.end_B, look)
+        if before.fill_B is None or after.fill_B is None:
+            return Ending(after.end_B, after.fill_B if before.fill_B is None else before.fill_B)
+        return Ending(after.end_B, before.fill_B | after.fill_B)
+
+    def never(self) -> "Both":
+        """Both never act."""
+        return Both(self.first.never(), self.second.never())

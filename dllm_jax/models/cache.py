@@ -41,7 +41,7 @@ def write(
         new: T <= S columns.
         start: first column: one for all rows (a plain update in place) or one per row. The caller keeps
             start + T <= S; beyond that the write would move left silently.
-        kept_BT: True for columns that stay as they are; None: all are replaced. Needs one start for all rows.
+        kept_BT: True for columns that stay as they are; None: all are replaced.
         layer: whose they are, if the cache is of all.
     """
     if start is None:
@@ -49,6 +49,9 @@ def write(
 
     def put(old: jax.Array, fresh: jax.Array) -> jax.Array:
         if jnp.ndim(start) == 1:
+            if kept_BT is not None:
+                of_layer = old if layer is None else jax.lax.dynamic_index_in_dim(old, layer, keepdims=False)
+                fresh = jnp.where(kept_BT[:, :, None, None], _take_per_row(of_layer, start, like=fresh), fresh)
             return _put_per_row(old, fresh, start, layer=layer)
         first = (0, start, 0, 0) if layer is None else (layer, 0, start, 0, 0)
         fresh = fresh.reshape((1,) * (old.ndim - fresh.ndim) + fresh.shape)
@@ -58,6 +61,13 @@ def write(
         return jax.lax.dynamic_update_slice(old, fresh, first)
 
     return LayerCache(k=put(cache.k, new.k), v=put(cache.v, new.v))
+
+
+def _take_per_row(
+    old: Float[Array, "B S K H"], start_B: Int[Array, "B"], *, like: Float[Array, "B T K H"]
+) -> Float[Array, "B T K H"]:
+    """Every row's columns from a column of its own on."""
+    return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, like.shape[1], axis=0))(old, start_B)
 
 
 def _put_per_row(

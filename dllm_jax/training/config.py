@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from dllm_jax.config import Config, at_least, check_values, validate
+from dllm_jax.config import Config, check_values, validate
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import (
     ApdSettings,
@@ -11,6 +11,7 @@ from dllm_jax.settings import (
     ModelSettings,
     ThresholdSettings,
     TokenizerSettings,
+    at_least,
     setting,
 )
 

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from dllm_jax.config import Config, at_least, check_values, validate
+from dllm_jax.config import Config, check_values, validate
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import (
     DecodeSettings,
@@ -11,6 +11,7 @@ from dllm_jax.settings import (
     MeshSettings,
     ModelSettings,
     TokenizerSettings,
+    at_least,
     setting,
 )
 from dllm_jax.training.config import TrainingOutput

@@ -12,11 +12,11 @@ from decode.bench import main
 from dllm_jax import cli, load_model
 from dllm_jax.bench import ceilings
 from dllm_jax.bench.measure import Endless, step_kinds
-from dllm_jax.config import Config, numbers
+from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.base import Commit
 from dllm_jax.models.registry import PRESETS
-from dllm_jax.settings import DecodeSettings
+from dllm_jax.settings import DecodeSettings, numbers
 from tests.traces import GOLDENS
 
 ROOT = Path(__file__).parents[2]

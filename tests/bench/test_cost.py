@@ -10,6 +10,7 @@ from dllm_jax.bench.ceilings import Ceilings
 from dllm_jax.bench.cost import Cost, forward_cost, layer_parameters
 from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
+from dllm_jax.decoding.stepping import full_step
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import random_model
 from dllm_jax.models.registry import PRESETS
@@ -68,7 +69,7 @@ def test_flops_agree_with_xla() -> None:
     decoder = Decoder(model, Config(decode=settings))
     engine = decoder.engine(32)
     state = decoder.start([[7] * 32], [0], engine.geometry)
-    step = jax.jit(lambda engine, state: engine.full_step(engine.start(state), length=128)[0])
+    step = jax.jit(lambda engine, state: full_step(engine, engine.start(state), length=128)[0])
     counted = step.lower(engine, state).compile().cost_analysis()["flops"]
     cost = forward_cost(config, rows=1, columns=128, keys=128, slots=32, itemsize=4)
     assert cost.flops < counted < 1.05 * cost.flops

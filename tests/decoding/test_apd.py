@@ -15,12 +15,13 @@ from scipy.stats import chisquare
 
 from dllm_jax import api, load_model
 from dllm_jax.config import Config
-from dllm_jax.decoding import driver
+from dllm_jax.decoding import canvas, driver
+from dllm_jax.decoding.blocks import Sliding
 from dllm_jax.decoding.caching import Span, WindowCache
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.apd import Apd
-from dllm_jax.decoding.policies.base import View
+from dllm_jax.decoding.policies.base import Sizes
 from dllm_jax.decoding.prediction import Sampler, predict
 from dllm_jax.decoding.sampling import KeyedNoise
 from dllm_jax.decoding.state import DecodeResult, DecodeState
@@ -29,6 +30,7 @@ from dllm_jax.models.model import Model
 from dllm_jax.settings import ApdSettings, DecodeSettings
 from tests.hlo import loop_copies
 from tests.traces import GOLDENS, MASK, carries
+from tests.views import a_view
 
 CHECKPOINTS = GOLDENS / "checkpoints"
 GEN_LENGTH, LOOKAHEAD = 24, 6
@@ -86,9 +88,8 @@ def test_a_window_stays_inside_its_slice_and_a_slice_inside_the_columns(
         accepted.append(data.draw(st.integers(1, min(lookahead, gen_length - sum(accepted)))))
     cursors_S = prompt + np.cumsum([0, *accepted])  # before every step, and behind the last
     spans = spans_of(strategy, geometry, cursors_S)
-    np.testing.assert_array_equal(spans.slot, cursors_S)
     np.testing.assert_array_equal(spans.seen_B, np.minimum(cursors_S + lookahead, geometry.length))
-    assert cursors_S.max() + strategy.slots(geometry) <= columns
+    assert cursors_S.max() + lookahead <= Sliding(lookahead).columns(geometry)
     if not kv_window:
         return
     assert width <= min(kv_window + 2 * lookahead - 1, geometry.length)
@@ -111,7 +112,12 @@ def spans_of(strategy: WindowCache, geometry: Geometry, cursors_S: np.ndarray) -
     )
     done_SL = np.where(step_L <= steps[:, None], step_L, 0)
     state = dataclasses.replace(state, commit_step_BL=jnp.asarray(done_SL), nfe_B=jnp.asarray(steps))
-    return Span(*(np.asarray(columns_S)[: len(cursors_S)] for columns_S in strategy.span(state, geometry)[:3]))
+    masked_BL = (state.commit_step_BL == 0) & canvas.between(state.block_end_B, state.end_B, columns=len(columns))
+    blocks = Sliding(strategy.lookahead)
+    start_B, end_B = blocks.begin(state, masked_BL, geometry)
+    state = dataclasses.replace(state, block_start_B=start_B, block_end_B=end_B)
+    span = strategy.span(state, blocks.first_slot(state, geometry))
+    return Span(*(np.asarray(columns_S)[: len(cursors_S)] for columns_S in span[:3]))
 
 
 # -- what is accepted
@@ -148,12 +154,9 @@ def test_the_target_of_the_verifier_alone_is_drawn_from_its_softmax() -> None:
     position_BQ = jnp.tile(jnp.arange(2), (draws, 1))
     gumbel_BQV = KeyedNoise(jax.random.key(3)).gumbel(state.row_B, state.nfe_B, position_BQ, vocab_size=320)
     logits_BQV = jnp.zeros((draws, 2, 320)).at[:, 0, first].set(100.0)  # the draft is certain of its first token
-    view = View(
-        start_B=zero_B + 3, position_BQ=position_BQ, open_BQ=position_BQ >= 0, pad_B=zero_B, end_B=state.end_B,
-        row_B=state.row_B, nfe_B=state.nfe_B, block_nfe_B=state.block_nfe_B, filled_B=zero_B,
-    )  # fmt: skip
+    view = a_view(position_BQ >= 0, start_B=zero_B + 3, end_B=state.end_B, row_B=state.row_B)
     prediction = predict(logits_BQV, sampler, gumbel_BQV=gumbel_BQV)
-    target_BQ = policy.verify(policy.init(state, geometry), prediction, view)[0]
+    target_BQ = policy.verify(policy.init(state, geometry, Sizes(2, 320)), prediction, view)[0]
     expected_QV = jax.nn.softmax(api.logits(verifier, [[*prompt, first]])[0, -2:], axis=-1)
     for tokens_B, expected_V in zip(np.asarray(target_BQ).T, np.asarray(expected_QV, np.float64), strict=True):
         likely = expected_V * draws >= 5

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dllm_jax.decoding.caching import BlockCache, no_widths, prefix_widths
-from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts, positions, real_columns
+from dllm_jax.decoding.canvas import Geometry, between, bucketed_prompt_length, pad_prompts, positions
 from dllm_jax.decoding.generate import with_slack
 
 
@@ -19,7 +19,7 @@ def test_prompts_are_padded_on_the_left_and_masks_follow() -> None:
 
 
 def test_only_real_columns_before_the_end_are_attended_to() -> None:
-    mask = real_columns(jnp.array([2, 0]), jnp.array([5, 3]), columns=6)
+    mask = between(jnp.array([2, 0]), jnp.array([5, 3]), columns=6)
     np.testing.assert_array_equal(mask, [[0, 0, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
 
 

@@ -8,7 +8,6 @@ import pytest
 from dllm_jax import load_model
 from dllm_jax.config import Config, validate
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.decoding.policies.base import View
 from dllm_jax.decoding.policies.dream import SCORES, DreamOrder, shares
 from dllm_jax.decoding.prediction import Prediction, Sampler, predict
 from dllm_jax.decoding.sampling import KeyedNoise, nucleus
@@ -94,12 +93,7 @@ def committed(step: int, steps: int, *, is_open: list[bool]) -> tuple[list[int],
     """Places committed in the given step, and whether the row leaves."""
     policy = DreamOrder(share_S=jnp.asarray(shares(steps, eps=1e-3)), score=SCORES["maskgit_plus"])
     step_B, open_BQ = jnp.array([step]), jnp.array([is_open])
-    zero_B, positions_BQ = jnp.zeros(1, jnp.int32), jnp.arange(3)[None]
-    view = View(
-        start_B=zero_B, position_BQ=positions_BQ, open_BQ=open_BQ, pad_B=zero_B, end_B=zero_B + 3, filled_B=zero_B,
-        row_B=zero_B, nfe_B=step_B, block_nfe_B=step_B,
-    )  # fmt: skip
-    commit = policy.commit((), prediction(), view, NOISE)
+    commit = policy.commit((), prediction(), a_view(open_BQ, nfe_B=step_B, block_nfe_B=step_B), NOISE)
     return np.flatnonzero(commit.mask_BQ[0]).tolist(), bool(commit.leave_B[0])
 
 

@@ -45,7 +45,7 @@ def test_the_compiled_loop_is_the_python_loop(policy: str, temperature: float, c
     state = decode.start(PROMPTS, range(3), engine.geometry)
     ours = driver.decode(engine, state)
     *_, (oracle, _) = carries(engine, state)
-    for name in ("tokens_BL", "commit_step_BL", "nfe_B", "block_B", "iterations", "columns"):
+    for name in ("tokens_BL", "commit_step_BL", "nfe_B", "block_start_B", "iterations", "columns"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(oracle, name), err_msg=name)
     nfe_B = np.asarray(ours.nfe_B)
     assert nfe_B[3] == 0  # the idle row
@@ -77,9 +77,10 @@ def test_rows_of_one_block_are_sliced_together(cache: str, checkpoint: str) -> N
     program = Program(text)
     inner = program.loop_bodies("cached_step")
     (outer,) = program.loop_bodies("full_step")
-    widths = caching.BLOCK_CACHES[cache](geometry)
-    assert len(inner) == len(set(widths))
-    seen = {geometry.length} | {width + config.logit_shift for width in widths}
+    runs_suffix, shift = cache == "prefix", config.logit_shift
+    widths = caching.BlockCache(runs_suffix, geometry.block_length, lead=shift).widths(geometry)
+    assert len(inner) == len(widths)
+    seen = {geometry.length, *widths}
     expected = {(4 * geometry.block_length,)} | {tuple(sorted((4 * width, config.embed_dim))) for width in seen}
     steps = [program.executed(outer, without=inner, into_fusions=True)]
     steps += [program.executed(body, into_fusions=True) for body in inner]
@@ -114,10 +115,11 @@ def test_a_batch_that_ended_early_runs_on_a_shorter_canvas(cache: str) -> None:
 def test_prefix_widths_cover_every_suffix_with_few_programs() -> None:
     for blocks in range(1, 20):
         geometry = Geometry(prompt_length=5, gen_length=8 * blocks, block_length=8)
-        strategy = caching.BlockCache(caching.prefix_widths, lead=0)
+        strategy = caching.BlockCache(runs_suffix=True, block_width=8, lead=0)
         widths = strategy.widths(geometry)
-        assert len(set(widths)) <= caching.MAX_WIDTHS
-        assert all(width >= 8 * (blocks - block) for block, width in enumerate(widths))
+        assert len(widths) <= caching.MAX_WIDTHS
+        assert list(widths) == sorted(set(widths))
+        assert widths[-1] == geometry.gen_length
         slack = strategy.columns(geometry) - geometry.length
         assert slack <= 8 * -(-blocks // caching.MAX_WIDTHS)
-        assert caching.BlockCache(caching.prefix_widths, lead=1).columns(geometry) == geometry.length + slack
+        assert dataclasses.replace(strategy, lead=1).columns(geometry) == geometry.length + slack

@@ -12,10 +12,10 @@ from flax import struct
 from dllm_jax import load_model
 from dllm_jax.config import Config
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.driver import Engine
+from dllm_jax.decoding.engine import Engine
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.apd import Apd, LeftToRight, Verified
-from dllm_jax.decoding.policies.base import Commit, View
+from dllm_jax.decoding.policies.base import Commit, Policy, Sizes, View, Wants
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState
@@ -44,24 +44,25 @@ class RecordedDraws:
 
 
 @struct.dataclass
-class Watched:
+class Watched(Policy):
     """A policy that tells its draft and target at every step."""
 
     policy: Apd | LeftToRight
     tell: Callable[..., None] = struct.field(pytree_node=False)
 
-    def most_forwards(self, geometry: Geometry) -> int:
-        return self.policy.most_forwards(geometry)
+    @property
+    def wants(self) -> Wants:
+        return self.policy.wants
 
-    def init(self, state: DecodeState, geometry: Geometry) -> Verified | tuple[()]:
-        return self.policy.init(state, geometry)
+    def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> Verified | tuple[()]:
+        return self.policy.init(state, geometry, sizes)
 
-    def commit(self, rows: Verified, prediction: Prediction, view: View, noise: Noise) -> Commit:
+    def commit(self, policy_state: Verified, prediction: Prediction, view: View, noise: Noise) -> Commit:
         drafts = [prediction.token_BQ[0]]
         if isinstance(self.policy, Apd):
-            drafts.append(self.policy.verify(rows, prediction, view)[0][0])
+            drafts.append(self.policy.verify(policy_state, prediction, view)[0][0])
         jax.debug.callback(self.tell, *drafts, ordered=True)
-        return self.policy.commit(rows, prediction, view, noise)
+        return self.policy.commit(policy_state, prediction, view, noise)
 
 
 def settings(case: Case) -> Config:
@@ -86,11 +87,16 @@ def windows(engine: Engine, start: DecodeState, result: DecodeResult) -> np.ndar
     commit_step_L[geometry.prompt_length : geometry.length] = result.commit_step_BG[0]
     for step in range(int(result.nfe_B[0])):
         done_L = np.where(commit_step_L <= step, commit_step_L, 0)
-        state = dataclasses.replace(start, commit_step_BL=jnp.asarray(done_L)[None], nfe_B=jnp.array([step]))
-        span = engine.cache.span(state, geometry)
+        tokens_BL = jnp.where(jnp.asarray(done_L)[None] > 0, 0, start.tokens_BL)
+        state = dataclasses.replace(
+            start, tokens_BL=tokens_BL, commit_step_BL=jnp.asarray(done_L)[None], nfe_B=jnp.array([step])
+        )
+        start_B, end_B = engine.blocks.begin(state, engine.masked(state), geometry)
+        state = dataclasses.replace(state, block_start_B=start_B, block_end_B=end_B)
+        span = engine.cache.span(state, engine.slots(state).first)
         is_cached = step > 0 and engine.cache.widths(geometry)
         left = int(span.first[0]) if is_cached else 0
-        found.append([left, int(span.seen_B[0]), int(span.slot[0])])
+        found.append([left, int(span.seen_B[0]), int(start_B[0])])
     return np.maximum(np.array(found) - int(start.pad_B[0]), 0)
 
 

@@ -5,40 +5,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax.decoding.policies.base import CommitPolicy, View
+from dllm_jax.decoding.policies.base import Policy
 from dllm_jax.decoding.policies.confidence import Scheduled, scheduled
 from dllm_jax.decoding.policies.threshold import Factor, Threshold
-from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import KeyedNoise
+from tests.views import a_prediction, a_view
 
 NOISE = KeyedNoise(jax.random.key(0))
 
 
-def committed(policy: CommitPolicy, confidence: list[float], *, is_open: list[bool] | None = None) -> tuple[list, bool]:
+def committed(policy: Policy, confidence: list[float], *, is_open: list[bool] | None = None) -> tuple[list, bool]:
     """Places committed in a single row, and whether it leaves its block."""
     confidence_BQ = jnp.array([confidence])
     open_BQ = jnp.ones(confidence_BQ.shape, bool) if is_open is None else jnp.array([is_open])
-    tokens_BQ = jnp.zeros(confidence_BQ.shape, jnp.int32)
-    prediction = Prediction(
-        token_BQ=tokens_BQ, confidence_BQ=confidence_BQ, margin_BQ=confidence_BQ, finite_BQ=open_BQ,
-        logits_BQV=confidence_BQ[..., None],
-    )  # fmt: skip
-    zero_B = jnp.zeros(1, jnp.int32)
-    view = View(
-        start_B=zero_B, position_BQ=tokens_BQ, open_BQ=open_BQ, pad_B=zero_B, end_B=zero_B + len(confidence),
-        filled_B=zero_B, row_B=zero_B, nfe_B=zero_B, block_nfe_B=zero_B,
-    )  # fmt: skip
-    rows = () if isinstance(policy, Threshold | Factor) else zero_B
-    commit = policy.commit(rows, prediction, view, NOISE)
+    policy_state = () if isinstance(policy, Threshold | Factor) else jnp.zeros(1, jnp.int32)
+    commit = policy.commit(policy_state, a_prediction(confidence_BQ), a_view(open_BQ), NOISE)
     return np.flatnonzero(commit.mask_BQ[0]).tolist(), bool(commit.leave_B[0])
 
 
 def test_threshold_takes_all_at_or_above_and_always_the_best() -> None:
-    assert committed(Threshold(value=0.5), [0.5, 0.4, 0.9]) == ([0, 2], False)
-    assert committed(Threshold(value=0.95), [0.5, 0.4, 0.9]) == ([2], False)
-    assert committed(Threshold(value=0.95), [0.9, 0.4, 0.9]) == ([0], False)  # a tie: the lowest position
-    assert committed(Threshold(value=0.95), [1.0, 0.4, 0.9], is_open=[False, True, False]) == ([1], True)
-    assert committed(Threshold(value=0.1), [0.5, 0.4]) == ([0, 1], True)
+    assert committed(Threshold(value=0.5, decay=0.0), [0.5, 0.4, 0.9]) == ([0, 2], False)
+    assert committed(Threshold(value=0.95, decay=0.0), [0.5, 0.4, 0.9]) == ([2], False)
+    assert committed(Threshold(value=0.95, decay=0.0), [0.9, 0.4, 0.9]) == ([0], False)  # a tie: the lowest position
+    assert committed(Threshold(value=0.95, decay=0.0), [1.0, 0.4, 0.9], is_open=[False, True, False]) == ([1], True)
+    assert committed(Threshold(value=0.1, decay=0.0), [0.5, 0.4]) == ([0, 1], True)
 
 
 @pytest.mark.parametrize(

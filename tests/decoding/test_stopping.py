@@ -13,12 +13,12 @@ from dllm_jax.checkpoints.filters import Filter
 from dllm_jax.config import Config
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.decoding.prediction import Prediction
-from dllm_jax.decoding.stopping import EndOfText
+from dllm_jax.decoding.stopping import EndOfText, Look
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.filter import ConfidenceFilter, FilterConfig
 from dllm_jax.settings import DecodeSettings, DicoSettings, EotSettings, ThresholdSettings
 from tests.traces import EOS, GOLDENS, carries
+from tests.views import a_prediction
 
 PROMPTS = [np.random.default_rng(seed).integers(0, 290, size=7 + 2 * seed).tolist() for seed in range(5)]
 FIELDS = ("tokens_BG", "commit_step_BG", "nfe_B", "end_B", "num_tokens_B")
@@ -151,17 +151,10 @@ def test_where_a_row_is_cut() -> None:
     columns_BS = jnp.arange(10, 16)[None]
 
     def end(tokens: list[int], confidence: list[float], accepted: list[int], *, least: float = 0.0) -> int:
-        prediction = Prediction(
-            token_BQ=jnp.array([tokens]), confidence_BQ=jnp.array([confidence]), margin_BQ=jnp.zeros((1, 6)),
-            finite_BQ=jnp.ones((1, 6), bool), logits_BQV=jnp.zeros((1, 6, 2)), mask_id=None,
-        )  # fmt: skip
+        prediction = a_prediction(jnp.array([confidence]), token_BQ=jnp.array([tokens]))
         accepted_BS = jnp.isin(jnp.arange(6), jnp.array(accepted, int))[None]
-        rule = EndOfText(jnp.float32(least), end_ids=(0,))
-        return int(
-            rule.end(
-                jnp.array([16]), prediction=prediction, open_BS=open_BS, accepted_BS=accepted_BS, column_BS=columns_BS
-            )[0]
-        )
+        look = Look(prediction, columns_BS, open_BS, accepted_BS, decoded_B=jnp.zeros(1))
+        return int(EndOfText(jnp.float32(least), end_ids=(0,)).apply(jnp.array([16]), look).end_B[0])
 
     sure = [0.1, 0.9, 0.3, 0.5, 0.2, 0.99]
     assert end([7, 7, 7, 7, 7, 0], sure, []) == 16  # the one EoS is not open

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.decoding import canvas
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.policies.base import Commit, InPlace, View
+from dllm_jax.decoding.policies.base import Commit, InPlace, Policy, Sizes, View, Wants
 from dllm_jax.decoding.prediction import Prediction, Sampler, draw, drawn_from
 from dllm_jax.decoding.sampling import Noise, is_any
 from dllm_jax.decoding.state import DecodeState
@@ -30,7 +30,7 @@ class Verified:
 
 
 @struct.dataclass
-class Apd:
+class Apd(Policy):
     """Accepts the longest prefix of the draft that a draw from the mixture of both models repeats (algorithm 1).
 
     Attributes:
@@ -47,33 +47,34 @@ class Apd:
     sampler: Sampler
     end_ids: tuple[int, ...] = struct.field(pytree_node=False)
 
-    def most_forwards(self, geometry: Geometry) -> int:
-        """One per position: every forward commits at least one."""
-        return geometry.gen_length
+    @property
+    def wants(self) -> Wants:
+        """The target is drawn from a mixture with them."""
+        return Wants(logits=True)
 
-    def init(self, state: DecodeState, geometry: Geometry) -> Verified:
+    def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> Verified:
         """Runs the verifier on the prompts."""
         prompts_BP = state.tokens_BL[:, : geometry.prompt_length]
         hidden_BPD, cache = self._read(prompts_BP, jnp.int32(0), pad_B=state.pad_B, cache=None)
         return Verified(hidden_BPD[:, -1], InPlace(widened(cache, columns=geometry.columns)))
 
-    def commit(self, rows: Verified, prediction: Prediction, view: View, noise: Noise) -> Commit:
+    def commit(self, policy_state: Verified, prediction: Prediction, view: View, noise: Noise) -> Commit:
         """Accepts the first token, and those behind it as long as draft and target are the same."""
-        target_BQ, is_finite_BQ, hidden_BQD, cache = self.verify(rows, prediction, view)
+        target_BQ, is_finite_BQ, hidden_BQD, cache = self.verify(policy_state, prediction, view)
         agrees_BQ = (prediction.token_BQ == target_BQ).at[:, 0].set(True)
         commit = accept(jnp.cumprod(agrees_BQ, axis=1).sum(axis=1), prediction, view, end_ids=self.end_ids)
         last_B11 = (commit.mask_BQ.sum(axis=1) - 1)[:, None, None]
         last_BD = jnp.take_along_axis(hidden_BQD, last_B11, axis=1)[:, 0]
         failed_B = (view.open_BQ & ~is_finite_BQ).any(axis=1)
-        return commit._replace(rows=Verified(last_BD, InPlace(cache)), failed_B=failed_B)
+        return commit._replace(policy_state=Verified(last_BD, InPlace(cache)), failed_B=failed_B)
 
     def verify(
-        self, rows: Verified, prediction: Prediction, view: View
+        self, policy_state: Verified, prediction: Prediction, view: View
     ) -> tuple[Int[Array, "B Q"], Bool[Array, "B Q"], Float[Array, "B Q D"], Cache]:
         """Runs the verifier on the draft and draws the target, where log p_T = R log p_D + (1 - R) log p_AR + constant.
 
         Args:
-            rows: before the step.
+            policy_state: before the step.
             prediction: the draft, with its logits over a vocabulary that may be wider than the verifier's.
             view: the step.
 
@@ -81,9 +82,13 @@ class Apd:
             The target's tokens, where their logits are finite, the verifier's hidden states at the draft, and its cache
             with them.
         """
-        hidden_BQD, cache = self._read(prediction.token_BQ, view.start_B, pad_B=view.pad_B, cache=rows.cache.value)
+        hidden_BQD, cache = self._read(
+            prediction.token_BQ, view.start_B, pad_B=view.pad_B, cache=policy_state.cache.value
+        )
         # A token is scored by the hidden state before it.
-        verifier_BQV = self.verifier.unembed(jnp.concatenate([rows.last_BD[:, None], hidden_BQD[:, :-1]], axis=1))
+        verifier_BQV = self.verifier.unembed(
+            jnp.concatenate([policy_state.last_BD[:, None], hidden_BQD[:, :-1]], axis=1)
+        )
         shared = min(prediction.logits_BQV.shape[-1], verifier_BQV.shape[-1])
         mixture_BQV = (
             self.mixture_weight * prediction.logits_BQV[..., :shared]
@@ -109,28 +114,20 @@ class Apd:
         """The verifier on the columns from `start` on. None sees beyond itself, so stale columns are never seen."""
         columns = canvas.columns_from(start, width=tokens_BT.shape[1])
         keys = tokens_BT.shape[1] if cache is None else columns_of(cache)
-        real_BS = canvas.real_columns(pad_B, jnp.full_like(pad_B, keys), columns=keys)
+        real_BS = canvas.between(pad_B, jnp.full_like(pad_B, keys), columns=keys)
         # Of a shorter vocabulary, the last token stands for those it lacks.
         known_BT = jnp.minimum(tokens_BT, self.verifier.config.vocab_size - 1)
         return self.verifier(known_BT, canvas.positions(columns, pad_B), real_BS=real_BS, cache=cache, start=start)
 
 
 @struct.dataclass
-class LeftToRight:
+class LeftToRight(Policy):
     """The baseline without a verifier: a fixed number of tokens per step from left to right."""
 
     tokens_per_step: Int[Array, ""]
     end_ids: tuple[int, ...] = struct.field(pytree_node=False)
 
-    def most_forwards(self, geometry: Geometry) -> int:
-        """One per position: every forward commits at least one."""
-        return geometry.gen_length
-
-    def init(self, state: DecodeState, geometry: Geometry) -> tuple[()]:
-        """Nothing to remember."""
-        return ()
-
-    def commit(self, rows: tuple[()], prediction: Prediction, view: View, noise: Noise) -> Commit:
+    def commit(self, policy_state: tuple[()], prediction: Prediction, view: View, noise: Noise) -> Commit:
         """The first tokens of the draft, or all that are left."""
         count_B = jnp.full_like(view.start_B, self.tokens_per_step)
         return accept(count_B, prediction, view, end_ids=self.end_ids)
@@ -159,4 +156,4 @@ def accept(count_B: Int[Array, "B"], prediction: Prediction, view: View, *, end_
     behind_B = view.start_B + mask_BQ.sum(axis=1)
     stops_B = (mask_BQ & is_any(prediction.token_BQ, end_ids)).any(axis=1)
     end_B = jnp.where(stops_B, behind_B, view.end_B)
-    return Commit(mask_BQ, prediction.token_BQ, leave_B=behind_B >= end_B, rows=(), end_B=end_B)
+    return Commit(mask_BQ, prediction.token_BQ, leave_B=behind_B >= end_B, policy_state=(), end_B=end_B)

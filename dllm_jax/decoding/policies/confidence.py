@@ -5,7 +5,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Int
 
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.policies.base import Commit, View, full
+from dllm_jax.decoding.policies.base import Commit, Policy, Sizes, View, full
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise, top_n
 from dllm_jax.decoding.state import DecodeState
@@ -17,24 +17,20 @@ def scheduled(masks_B: Int[Array, "B"], step_B: Int[Array, "B"], steps: Int[Arra
 
 
 @struct.dataclass
-class Scheduled:
+class Scheduled(Policy):
     """Commits the scheduled number of open positions, by confidence or (`shuffled`) in random order."""
 
     steps_per_block: Int[Array, ""]
     shuffled: bool = struct.field(pytree_node=False, default=False)
 
-    def most_forwards(self, geometry: Geometry) -> int:
-        """One per position: every forward commits at least one."""
-        return geometry.gen_length
-
-    def init(self, state: DecodeState, geometry: Geometry) -> Int[Array, "B"]:
+    def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> Int[Array, "B"]:
         """Masks of the block when the row entered it."""
-        return jnp.zeros_like(state.block_B)
+        return jnp.zeros_like(state.nfe_B)
 
-    def commit(self, rows: Int[Array, "B"], prediction: Prediction, view: View, noise: Noise) -> Commit:
+    def commit(self, policy_state: Int[Array, "B"], prediction: Prediction, view: View, noise: Noise) -> Commit:
         """The best n open slots, n from the schedule."""
-        masks_B = jnp.where(view.block_nfe_B == 0, view.open_BQ.sum(axis=-1), rows)
-        n_B = scheduled(masks_B, view.block_nfe_B, self.steps_per_block)
+        masks_B = jnp.where(view.block_nfe_B == 0, view.open_BQ.sum(axis=-1), policy_state)
+        n_B = jnp.maximum(scheduled(masks_B, view.block_nfe_B, self.steps_per_block), 1)
         mask_BQ = top_n(self._score(prediction, view, noise), view.open_BQ, n_B)
         return Commit(mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ), masks_B)
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.policies import dico_clusters as clusters
-from dllm_jax.decoding.policies.base import Commit, Reported, View
+from dllm_jax.decoding.policies.base import Commit, Policy, Reported, Sizes, View
 from dllm_jax.decoding.policies.dico_log import Forward, PhaseLog
 from dllm_jax.decoding.policies.dico_seeds import (
     SEED_METHODS,
@@ -52,7 +52,7 @@ class Row(NamedTuple):
     cluster_Q: Bool[Array, "Q"]
 
 
-class Rows(NamedTuple):
+class DicoState(NamedTuple):
     """The policy's state: where every row stands, and its log."""
 
     row: Row
@@ -69,7 +69,7 @@ class Step(NamedTuple):
 
 
 @struct.dataclass
-class Dico:
+class Dico(Policy):
     """The numbers of the decoder; `build` makes them."""
 
     trajectory: Trajectory
@@ -100,30 +100,30 @@ class Dico:
         """Two per position and one more, see above."""
         return 2 * geometry.gen_length + 1
 
-    def init(self, state: DecodeState, geometry: Geometry) -> Rows:
+    def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> DicoState:
         """Empty logs; where a row stands is set when it comes into a block."""
         log = PhaseLog.empty(forwards=self.traced_forwards, block_length=geometry.block_length)
-        one = Rows(self._last_phase(jnp.zeros(geometry.block_length, bool)), Reported(log))
-        return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(state.block_B), *x.shape)), one)
+        one = DicoState(self._last_phase(jnp.zeros(geometry.block_length, bool)), Reported(log))
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(state.nfe_B), *x.shape)), one)
 
-    def commit(self, rows: Rows, prediction: Prediction, view: View, noise: Noise) -> Commit:
+    def commit(self, policy_state: DicoState, prediction: Prediction, view: View, noise: Noise) -> Commit:
         """A forward of every row, each in its phase."""
         block = Block(
             open_Q=view.open_BQ, confidence_Q=jnp.where(view.open_BQ, prediction.confidence_BQ, -jnp.inf),
             margin_Q=prediction.margin_BQ, written_Q=prediction.token_BQ != self.mask_id, filled=view.filled_B,
             nfe=view.nfe_B, is_new=view.block_nfe_B == 0, start=view.position_BQ[:, 0],
         )  # fmt: skip
-        mask_BQ, rows = jax.vmap(self._forward)(rows, block)
-        leave_B = (rows.row.phase == FINALIZE) & (rows.row.steps_left == 0)
-        return Commit(mask_BQ, prediction.token_BQ, leave_B, rows)
+        mask_BQ, policy_state = jax.vmap(self._forward)(policy_state, block)
+        leave_B = (policy_state.row.phase == FINALIZE) & (policy_state.row.steps_left == 0)
+        return Commit(mask_BQ, prediction.token_BQ, leave_B, policy_state)
 
-    def _forward(self, rows: Rows, block: Block) -> tuple[Bool[Array, "Q"], Rows]:
+    def _forward(self, policy_state: DicoState, block: Block) -> tuple[Bool[Array, "Q"], DicoState]:
         """The step of the phase that a row is in, and its log."""
-        row = choose(block.is_new, self._round(jnp.int32(0), block.nfe, block.open_Q), rows.row)
+        row = choose(block.is_new, self._round(jnp.int32(0), block.nfe, block.open_Q), policy_state.row)
         steps = self.divide(row, block), self.conquer(row, block), self.finalize(row, block)
         step: Step = jax.tree.map(lambda *of_phases: jax.lax.select_n(row.phase, *of_phases), *steps)
         forward = Forward(row.phase, block.start, step.seed_Q, before_Q=row.cluster_Q, after_Q=step.cluster_Q)
-        return step.chosen_Q, Rows(step.row, Reported(rows.log.value.add(forward, nfe=block.nfe)))
+        return step.chosen_Q, DicoState(step.row, Reported(policy_state.log.value.add(forward, nfe=block.nfe)))
 
     def divide(self, row: Row, block: Block) -> Step:
         """Commits seeds and grows clusters, until they are dense or stay as they are.

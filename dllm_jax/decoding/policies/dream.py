@@ -13,10 +13,9 @@ from flax import struct
 from jaxtyping import Array, Float
 
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.policies.base import Commit, View, full
+from dllm_jax.decoding.policies.base import Commit, Policy, View, Wants, full
 from dllm_jax.decoding.prediction import Prediction, proposable
 from dllm_jax.decoding.sampling import Noise, top_n
-from dllm_jax.decoding.state import DecodeState
 
 LOG_FLOOR = 1e-10  # keeps the logarithm of a probability 0 finite
 
@@ -67,23 +66,24 @@ SCORES: dict[str, Score] = {
 
 
 @struct.dataclass
-class DreamOrder:
+class DreamOrder(Policy):
     """Commits the scheduled share of all masks, rounded down (none is possible), by a score."""
 
     share_S: Float[Array, "S"]
     score: Score = struct.field(pytree_node=False)
 
+    @property
+    def wants(self) -> Wants:
+        """Two of the scores are of the whole distribution."""
+        return Wants(logits=True)
+
     def most_forwards(self, geometry: Geometry) -> int:
         """Its steps; the last commits all that is left."""
         return len(self.share_S)
 
-    def init(self, state: DecodeState, geometry: Geometry) -> tuple[()]:
-        """Nothing to remember."""
-        return ()
-
-    def commit(self, rows: tuple[()], prediction: Prediction, view: View, noise: Noise) -> Commit:
+    def commit(self, policy_state: tuple[()], prediction: Prediction, view: View, noise: Noise) -> Commit:
         """The best int(masks * share) open slots."""
         n_B = (view.open_BQ.sum(axis=-1) * self.share_S[view.block_nfe_B]).astype(jnp.int32)
         mask_BQ = top_n(self.score(prediction), view.open_BQ, n_B)
         is_last_B = view.block_nfe_B + 1 >= len(self.share_S)
-        return Commit(mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ) | is_last_B, rows)
+        return Commit(mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ) | is_last_B, policy_state)

@@ -8,7 +8,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Float, Int
 
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.policies.base import Commit, View, full
+from dllm_jax.decoding.policies.base import Commit, Policy, Sizes, View, full
 from dllm_jax.decoding.policies.confidence import scheduled
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise, top_n
@@ -16,7 +16,7 @@ from dllm_jax.decoding.state import DecodeState
 
 
 @struct.dataclass
-class Learn2pd:
+class Learn2pd(Policy):
     """Commits what the filter accepts, sigmoid(f(c)) > tau, and the scheduled number of the most confident positions.
 
     At least one of those, whatever the schedule says: the block goes on until it is full.
@@ -27,17 +27,13 @@ class Learn2pd:
     steps_per_block: Int[Array, ""]
     graphdef: Any = struct.field(pytree_node=False)  # of the filter
 
-    def most_forwards(self, geometry: Geometry) -> int:
-        """One per position: every forward commits at least one."""
-        return geometry.gen_length
-
-    def init(self, state: DecodeState, geometry: Geometry) -> Int[Array, "B"]:
+    def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> Int[Array, "B"]:
         """Masks of the block when the row entered it."""
-        return jnp.zeros_like(state.block_B)
+        return jnp.zeros_like(state.nfe_B)
 
-    def commit(self, rows: Int[Array, "B"], prediction: Prediction, view: View, noise: Noise) -> Commit:
+    def commit(self, policy_state: Int[Array, "B"], prediction: Prediction, view: View, noise: Noise) -> Commit:
         """What is accepted, and the best n open slots."""
-        masks_B = jnp.where(view.block_nfe_B == 0, view.open_BQ.sum(axis=-1), rows)
+        masks_B = jnp.where(view.block_nfe_B == 0, view.open_BQ.sum(axis=-1), policy_state)
         n_B = jnp.maximum(scheduled(masks_B, view.block_nfe_B, self.steps_per_block), 1)
         accepted_BQ = view.open_BQ & (jax.nn.sigmoid(self.logits(prediction, view)) > self.threshold)
         mask_BQ = accepted_BQ | top_n(prediction.confidence_BQ, view.open_BQ, n_B)

@@ -12,7 +12,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.decoding.canvas import Geometry, take_columns
-from dllm_jax.decoding.policies.base import Commit, Reported, View, full
+from dllm_jax.decoding.policies.base import Commit, Policy, Reported, Sizes, View, full
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
@@ -34,7 +34,7 @@ class ReplayLog:
 
 
 @struct.dataclass
-class Rows:
+class OracleState:
     """The policy's state."""
 
     predicted_BQ: Int[Array, "B Q"]  # in the forward before
@@ -42,7 +42,7 @@ class Rows:
 
 
 @struct.dataclass
-class Oracle:
+class Oracle(Policy):
     """Commits the open positions whose prediction is the answer's.
 
     When a forward predicts the whole block as the one before did, nothing will change any more, and the rest of the
@@ -55,27 +55,27 @@ class Oracle:
         """One more per block than it has positions."""
         return geometry.gen_length + geometry.num_blocks
 
-    def init(self, state: DecodeState, geometry: Geometry) -> Rows:
+    def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> OracleState:
         """An empty log with room for every forward."""
         batch, slots = len(state.row_B), geometry.block_length
         forwards = self.most_forwards(geometry)
         nothing_BFQ = jnp.zeros((batch, forwards, slots), bool)
         zero_BF = jnp.zeros((batch, forwards), jnp.int32)
         log = ReplayLog(nothing_BFQ.astype(jnp.float32), nothing_BFQ, nothing_BFQ, zero_BF, zero_BF)
-        return Rows(jnp.zeros((batch, slots), jnp.int32), Reported(log))
+        return OracleState(jnp.zeros((batch, slots), jnp.int32), Reported(log))
 
-    def commit(self, rows: Rows, prediction: Prediction, view: View, noise: Noise) -> Commit:
+    def commit(self, policy_state: OracleState, prediction: Prediction, view: View, noise: Noise) -> Commit:
         """What is right, or all that is left."""
         slots = view.open_BQ.shape[1]
         answer_BQ = take_columns(self.answer_BG, view.position_BQ[:, 0], width=slots)
         correct_BQ = prediction.token_BQ == answer_BQ
-        is_stuck_B = (view.block_nfe_B > 0) & (prediction.token_BQ == rows.predicted_BQ).all(axis=1)
+        is_stuck_B = (view.block_nfe_B > 0) & (prediction.token_BQ == policy_state.predicted_BQ).all(axis=1)
         mask_BQ = view.open_BQ & (correct_BQ | is_stuck_B[:, None])
 
         seen = ReplayLog(
             prediction.confidence_BQ, correct_BQ, view.open_BQ, view.position_BQ[:, 0] // slots, view.block_nfe_B
         )
         row_B = jnp.arange(len(view.nfe_B))
-        log = jax.tree.map(lambda old, new: old.at[row_B, view.nfe_B].set(new), rows.log.value, seen)
-        rows = Rows(prediction.token_BQ, Reported(log))
-        return Commit(mask_BQ, answer_BQ, full(view.open_BQ, mask_BQ), rows)
+        log = jax.tree.map(lambda old, new: old.at[row_B, view.nfe_B].set(new), policy_state.log.value, seen)
+        policy_state = OracleState(prediction.token_BQ, Reported(log))
+        return Commit(mask_BQ, answer_BQ, full(view.open_BQ, mask_BQ), policy_state)

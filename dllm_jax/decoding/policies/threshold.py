@@ -4,37 +4,33 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.policies.base import Commit, View, full
+from dllm_jax.decoding.policies.base import Commit, Policy, View, best, full
 from dllm_jax.decoding.prediction import Prediction
-from dllm_jax.decoding.sampling import Noise, rank, top_n
-from dllm_jax.decoding.state import DecodeState
+from dllm_jax.decoding.sampling import Noise, rank
 
 
 @struct.dataclass
-class Threshold:
-    """Commits every open position of at least the given confidence, and always the most confident one."""
+class Threshold(Policy):
+    """Commits every open position of at least the given confidence, and always the most confident one.
+
+    With a decay the threshold falls as the block fills: tau = value (1 - decay (1 - r)), r the masked share of its
+    columns (Streaming-dLLM, github.com/xiaoshideta/Streaming-dLLM; its paper's r is of the block and what follows it).
+    """
 
     value: Float[Array, ""]
+    decay: Float[Array, ""]
 
-    def most_forwards(self, geometry: Geometry) -> int:
-        """One per position: every forward commits at least one."""
-        return geometry.gen_length
-
-    def init(self, state: DecodeState, geometry: Geometry) -> tuple[()]:
-        """Nothing to remember."""
-        return ()
-
-    def commit(self, rows: tuple[()], prediction: Prediction, view: View, noise: Noise) -> Commit:
+    def commit(self, policy_state: tuple[()], prediction: Prediction, view: View, noise: Noise) -> Commit:
         """The open slots with c >= tau, at least the best."""
-        sure_BQ = view.open_BQ & (prediction.confidence_BQ >= self.value)
-        best_BQ = top_n(prediction.confidence_BQ, view.open_BQ, jnp.ones_like(view.nfe_B))
-        mask_BQ = sure_BQ | best_BQ
-        return Commit(mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ), rows)
+        share_B = view.open_BQ.sum(axis=-1) / jnp.maximum(view.block_BQ.sum(axis=-1), 1)
+        threshold_B = self.value * (1 - self.decay * (1 - jnp.where(view.block_nfe_B == 0, 1, share_B)))
+        sure_BQ = view.open_BQ & (prediction.confidence_BQ >= threshold_B[:, None])
+        mask_BQ = sure_BQ | best(prediction.confidence_BQ, view.open_BQ)
+        return Commit(mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ), policy_state)
 
 
 @struct.dataclass
-class Factor:
+class Factor(Policy):
     """Commits the n most confident open positions, as many as satisfy (n + 1) (1 - c_n) <= f in descending order of c.
 
     As in the released code the best position needs no test, and a lone failure at the very last one is forgiven.
@@ -42,15 +38,7 @@ class Factor:
 
     value: Float[Array, ""]
 
-    def most_forwards(self, geometry: Geometry) -> int:
-        """One per position: every forward commits at least one."""
-        return geometry.gen_length
-
-    def init(self, state: DecodeState, geometry: Geometry) -> tuple[()]:
-        """Nothing to remember."""
-        return ()
-
-    def commit(self, rows: tuple[()], prediction: Prediction, view: View, noise: Noise) -> Commit:
+    def commit(self, policy_state: tuple[()], prediction: Prediction, view: View, noise: Noise) -> Commit:
         """The longest run of positions, from the most confident on, that pass the bound."""
         rank_BQ = rank(prediction.confidence_BQ, view.open_BQ)
         place_BQ = rank_BQ + 1  # the n of the bound
@@ -58,7 +46,7 @@ class Factor:
         masks_B = view.open_BQ.sum(axis=-1)
         passed_B = jnp.min(jnp.where(fails_BQ, rank_BQ, masks_B[:, None]), axis=-1)
         mask_BQ = view.open_BQ & (rank_BQ < self._forgiving(passed_B, masks_B)[:, None])
-        return Commit(mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ), rows)
+        return Commit(mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ), policy_state)
 
     def _forgiving(self, passed_B: Int[Array, "B"], masks_B: Int[Array, "B"]) -> Int[Array, "B"]:
         return jnp.where(passed_B == masks_B - 1, masks_B, passed_B)

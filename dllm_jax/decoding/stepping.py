@@ -1,0 +1,264 @@
+"""One iteration: a forward, and what follows from it. `step` is the only writer of the state.
+
+Nothing here knows a policy, a cache, an axis of blocks or a stop rule, only their contracts.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from dllm_jax.decoding import canvas
+from dllm_jax.decoding.engine import Carry, Engine, Forward, Slots
+from dllm_jax.decoding.policies.base import Commit, InPlace, PerSlot, View
+from dllm_jax.decoding.prediction import Prediction
+from dllm_jax.decoding.state import DecodeState
+from dllm_jax.decoding.stopping import Look
+from dllm_jax.models.cache import Cache, columns_of
+
+
+@jax.named_scope("full_step")  # the names stand in the compiled program: `dllm_jax.hlo` finds the loops by them
+def full_step(engine: Engine, carry: Carry, *, length: int) -> tuple[Carry, Cache]:
+    """One iteration with a forward of the canvas; logits only for the prediction slots of every row.
+
+    Args:
+        engine: the decode's parts.
+        carry: state before the step; no live row ends behind `length`.
+        length: columns that run, static.
+
+    Returns:
+        The state after the step, and the keys and values of those columns.
+    """
+    before = carry.state
+    state = dataclasses.replace(before, cached_end_B=before.end_B, cached_nfe_B=before.nfe_B)
+    slots = engine.slots(state)
+    span = engine.cache.span(state, slots.first)._replace(first=jnp.int32(0), run_B=None)
+    if engine.block_limit is not None:  # blocks that ran out of forwards may have left masks, which compete again
+        slots = engine.whole(length)
+    forward, cache = engine.run(state, span, width=length, keys=length)
+    return step(engine, carry._replace(state=state), forward, slots=slots, active_B=state.live_B), cache
+
+
+@jax.named_scope("cached_step")
+def cached_step(engine: Engine, carry: Carry, cache: Cache, *, width: int) -> tuple[Carry, Cache]:
+    """One iteration of the rows whose cache is fresh, with a forward of a slice of `width` columns.
+
+    Returns:
+        The state after the step, and the cache with the slice's own keys and values.
+    """
+    state = carry.state
+    active_B, slots = engine.served(state), engine.slots(state)
+    span = engine.cache.span(state, slots.first)
+    forward, cache = engine.run(state, span, width=width, keys=columns_of(cache), cache=cache)
+    return step(engine, carry, forward, slots=slots, active_B=active_B), cache
+
+
+def step(engine: Engine, carry: Carry, forward: Forward, *, slots: Slots, active_B: Bool[Array, "B"]) -> Carry:
+    """The common end of every iteration: predict, ask the policy and the stop rule, write the state.
+
+    Args:
+        engine: the decode's parts.
+        carry: state before the step.
+        forward: of the model.
+        slots: where the policy looks, Q columns.
+        active_B: rows this forward counts for; the others stay as they are.
+    """
+    before, policy_state = carry
+    wide = engine.whole(forward.hidden.shape[1]) if engine.looks_everywhere else slots
+    seen = engine.predict(before, forward, wide, logits=wide is slots and engine.policy.wants.logits)
+    prediction = seen if wide is slots else _narrowed(engine, before, forward, seen, wide=wide, slots=slots)
+    settled_B = engine.blocks.settle(before, prediction, slots.all(), engine.geometry)
+    state = dataclasses.replace(before, block_end_B=jnp.where(active_B, settled_B, before.block_end_B))
+    view = _view(engine, state, slots)
+    commit = engine.policy.commit(policy_state, prediction, view, engine.noise)
+
+    is_sane_BS = seen.finite_BQ | (wide.all() >= state.end_B[:, None])
+    broken_B = ~is_sane_BS.all(axis=1)
+    if commit.failed_B is not None:
+        broken_B |= commit.failed_B
+    broken_B &= active_B
+    counts_B = active_B & ~broken_B
+    state = _committed(engine, state, commit, prediction, view, slots=slots, counts_B=counts_B)
+    state, filled_B = _stopped(engine, before, state, commit, seen, wide=wide, slots=slots, counts_B=counts_B)
+    leave_B = active_B & (commit.leave_B | _cut_short(engine, state, before) | filled_B)
+    if not engine.looks_everywhere:
+        filled_B = jnp.zeros_like(filled_B)  # it was the block that was filled
+    state = _advanced(engine, state, active_B=active_B, leave_B=leave_B, done_B=filled_B, broken_B=broken_B)
+    state = dataclasses.replace(state, columns=state.columns + forward.hidden.shape[1])
+    policy_state = freeze(commit.policy_state, policy_state, active_B)
+    return Carry(state, _followed(engine, policy_state, before, state, leave_B=leave_B))
+
+
+def _narrowed(
+    engine: Engine, state: DecodeState, forward: Forward, seen: Prediction, *, wide: Slots, slots: Slots
+) -> Prediction:
+    """The prediction of the policy's slots, of which a wider one was made."""
+    if engine.policy.wants.logits and not seen.logits_BQV.shape[-1]:
+        return engine.predict(state, forward, slots, logits=True)
+    overhang = engine.blocks.columns(engine.geometry) - engine.geometry.length
+
+    def cut(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), (0, overhang)) + ((0, 0),) * (x.ndim - 2)) if overhang else x
+        return canvas.take_columns(padded, slots.first - wide.first, width=slots.width)
+
+    return jax.tree.map(cut, seen)
+
+
+def _view(engine: Engine, state: DecodeState, slots: Slots) -> View:
+    """What the policy sees before a step."""
+    geometry, columns_BQ = engine.geometry, slots.all()
+    token_BQ = canvas.take_columns(state.tokens_BL, slots.first, width=slots.width)
+    is_before_end_BQ = columns_BQ < jnp.minimum(state.block_end_B, state.end_B)[:, None]
+    first_B = jnp.full_like(state.end_B, geometry.prompt_length)
+    is_text_BL = canvas.between(first_B, state.end_B, columns=geometry.columns)
+    return View(
+        start_B=jnp.broadcast_to(slots.first, state.end_B.shape),
+        position_BQ=jnp.broadcast_to(columns_BQ - geometry.prompt_length, token_BQ.shape),
+        open_BQ=(token_BQ == engine.mask_id) & is_before_end_BQ,
+        block_BQ=(columns_BQ >= state.block_start_B[:, None]) & is_before_end_BQ,
+        token_BQ=token_BQ,
+        pad_B=state.pad_B,
+        end_B=state.end_B,
+        filled_B=jnp.sum((state.tokens_BL != engine.mask_id) & is_text_BL, axis=1),
+        row_B=state.row_B,
+        nfe_B=state.nfe_B,
+        block_nfe_B=state.block_nfe_B,
+    )
+
+
+def _committed(
+    engine: Engine, state: DecodeState, commit: Commit, prediction: Prediction, view: View, *, slots: Slots,
+    counts_B: Bool[Array, "B"],
+) -> DecodeState:  # fmt: skip
+    """The state with the policy's tokens and what the blocks add to them, and without those it takes back."""
+    confidence_BQ, steps_B = prediction.confidence_BQ, state.nfe_B + 1
+    score_BQ = confidence_BQ if commit.score_BQ is None else commit.score_BQ
+    mask_BQ = engine.blocks.complete(commit.mask_BQ & view.open_BQ, score_BQ, view.open_BQ, engine.geometry)
+    state = write(state, slots, mask_BQ & counts_B[:, None], (commit.token_BQ, steps_B[:, None], confidence_BQ))
+    if commit.retract_BQ is not None:
+        retract_BQ = commit.retract_BQ & view.block_BQ & ~view.open_BQ & counts_B[:, None]
+        state = write(state, slots, retract_BQ, (engine.mask_id, 0, 0.0))
+    if commit.end_B is None:
+        return state
+    return dataclasses.replace(state, end_B=jnp.where(counts_B, commit.end_B, state.end_B))
+
+
+def _stopped(
+    engine: Engine, before: DecodeState, state: DecodeState, commit: Commit, seen: Prediction, *, wide: Slots,
+    slots: Slots, counts_B: Bool[Array, "B"],
+) -> tuple[DecodeState, Bool[Array, "B"]]:  # fmt: skip
+    """The state after the stop rule, and the rows whose masks it committed, as far as it looked."""
+    if engine.stop is None:
+        return state, jnp.zeros_like(counts_B)
+
+    def open_of(state: DecodeState, end_B: Int[Array, "B"]) -> Bool[Array, "B S"]:
+        is_mask_BS = canvas.take_columns(state.tokens_BL, wide.first, width=wide.width) == engine.mask_id
+        return is_mask_BS & (wide.all() < end_B[:, None])
+
+    accepted_BS = jnp.zeros(seen.token_BQ.shape, bool)
+    if commit.accepted_BQ is not None:
+        accepted_BS = canvas.put_columns(accepted_BS, commit.accepted_BQ, slots.first - wide.first)
+    length_B = before.end_B - engine.geometry.prompt_length
+    decoded_B = 1 - engine.masked(before).sum(axis=1) / length_B
+    look = Look(seen, wide.all(), open_of(before, state.end_B), accepted_BS, decoded_B)
+    ending = engine.stop.apply(state.end_B, look)
+    state = dataclasses.replace(state, end_B=jnp.where(counts_B, ending.end_B, state.end_B))
+    if ending.fill_B is None:
+        return state, jnp.zeros_like(counts_B)
+    fill_B = ending.fill_B & counts_B
+    mask_BS = open_of(state, state.end_B) & fill_B[:, None]
+    return write(state, wide, mask_BS, (seen.token_BQ, state.nfe_B[:, None] + 1, seen.confidence_BQ)), fill_B
+
+
+def write(
+    state: DecodeState,
+    slots: Slots,
+    mask_BQ: Bool[Array, "B Q"],
+    new: tuple[Array | float, Array | float, Array | float],
+) -> DecodeState:
+    """The state with new tokens, commit steps and confidences in some of the slots; they broadcast to [B, Q]."""
+
+    def written(old_BL: Array, new_BQ: Array | float) -> Array:
+        old_BQ = canvas.take_columns(old_BL, slots.first, width=slots.width)
+        new_BQ = jnp.broadcast_to(jnp.asarray(new_BQ, old_BQ.dtype), old_BQ.shape)
+        return canvas.put_columns(old_BL, jnp.where(mask_BQ, new_BQ, old_BQ), slots.first)
+
+    token, commit_step, confidence = new
+    return dataclasses.replace(
+        state,
+        tokens_BL=written(state.tokens_BL, token),
+        commit_step_BL=written(state.commit_step_BL, commit_step),
+        confidence_BL=written(state.confidence_BL, confidence),
+    )
+
+
+def _cut_short(engine: Engine, state: DecodeState, before: DecodeState) -> Bool[Array, "B"]:
+    """Rows whose block is full where its policy could not know: it ends earlier now, or earlier ones are not full.
+
+    And those whose block has used up its forwards.
+    """
+    end_B = jnp.minimum(state.block_end_B, state.end_B)
+    in_block_BL = canvas.between(state.block_start_B, end_B, columns=engine.geometry.columns)
+    full_B = ~((state.tokens_BL == engine.mask_id) & in_block_BL).any(axis=1)
+    if engine.block_limit is not None:
+        return full_B | (state.block_nfe_B + 1 >= engine.block_limit)
+    return full_B & (end_B < jnp.minimum(state.block_end_B, before.end_B))
+
+
+def _advanced(
+    engine: Engine, state: DecodeState, *, active_B: Bool[Array, "B"], leave_B: Bool[Array, "B"],
+    done_B: Bool[Array, "B"], broken_B: Bool[Array, "B"],
+) -> DecodeState:  # fmt: skip
+    """The state with its open ranges moved and its forwards counted; rows at their end are live no more."""
+    start_B, end_B = engine.blocks.advance(state, engine.masked(state), engine.geometry, leave_B=leave_B)
+    start_B = jnp.where(active_B, start_B, state.block_start_B)
+    nfe_B = state.nfe_B + active_B
+    goes_on_B = state.live_B & (start_B < state.end_B) & ~done_B
+    failed_B = broken_B | (goes_on_B & (nfe_B >= engine.most_forwards))
+    enters_B = leave_B if engine.blocks.in_turn else jnp.zeros_like(leave_B)
+    return dataclasses.replace(
+        state,
+        block_start_B=start_B,
+        block_end_B=jnp.where(active_B, end_B, state.block_end_B),
+        block_nfe_B=jnp.where(enters_B, 0, state.block_nfe_B + active_B),
+        nfe_B=nfe_B,
+        live_B=goes_on_B & ~failed_B,
+        failed_B=state.failed_B | failed_B,
+        iterations=state.iterations + 1,
+    )
+
+
+def freeze(new: Any, old: Any, active_B: Bool[Array, "B"]) -> Any:
+    """A policy's state, new for the active rows and old for the others; what is `InPlace` is new for all."""
+
+    def choose(n: Any, o: Any) -> Any:
+        return n if isinstance(n, InPlace) else jnp.where(per_row(active_B, n), n, o)
+
+    return jax.tree.map(choose, new, old, is_leaf=lambda x: isinstance(x, InPlace))
+
+
+def _followed(
+    engine: Engine, policy_state: Any, before: DecodeState, state: DecodeState, *, leave_B: Bool[Array, "B"]
+) -> Any:
+    """A policy's state whose `PerSlot` parts stand where the slots of the next forward do."""
+
+    def follow(part: Any) -> Any:
+        return jax.tree.map(moved, part) if isinstance(part, PerSlot) else part
+
+    def moved(x: Array) -> Array:
+        if engine.blocks.in_turn:
+            return jnp.where(per_row(leave_B, x), jnp.zeros_like(x), x)
+        if not engine.blocks.moves_slots:
+            return x
+        shift_B = state.block_start_B - before.block_start_B
+        padded = jnp.pad(x, ((0, 0), (0, x.shape[1])) + ((0, 0),) * (x.ndim - 2))
+        return canvas.take_columns(padded, jnp.minimum(shift_B, x.shape[1]), width=x.shape[1])
+
+    return jax.tree.map(follow, policy_state, is_leaf=lambda x: isinstance(x, PerSlot | InPlace))
+
+
+def per_row(x_B: Array, like: Array) -> Array:
+    """An array of one number per row with as many axes as another."""
+    return jnp.expand_dims(x_B, tuple(range(1, like.ndim)))

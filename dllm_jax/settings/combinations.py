@@ -1,0 +1,85 @@
+"""What goes together, as data: the commands print this table, and refuse what it does not hold."""
+
+from typing import NamedTuple
+
+from dllm_jax.errors import UsageError
+
+DREAM_ORDERS = ("entropy", "maskgit_plus", "topk_margin")
+STOPS = ("none", "eot", "settled", "eot+settled")
+BLOCKS_CACHES = {  # the caches of every kind of blocks
+    "aligned": ("none", "prefix", "dual", "window"),
+    "sliding": ("none", "sliding"),
+    "growing": ("none", "sliding"),
+    "adaptive": ("none", "prefix", "dual"),
+    "pipelined": ("none",),
+}
+BLOCKS = tuple(BLOCKS_CACHES)
+CACHES = ("none", "prefix", "dual", "window", "sliding")
+
+
+class Fits(NamedTuple):
+    """What a policy goes together with."""
+
+    caches: tuple[str, ...] = ("none", "prefix", "dual", "sliding")
+    blocks: tuple[str, ...] = BLOCKS
+    stops: tuple[str, ...] = STOPS
+    compat: tuple[str, ...] = ("none",)  # with a dual cache: a bug of Fast-dLLM's loop, which others do not have
+
+
+FAST_DLLM = Fits(compat=("none", "reference"))
+ONE_GRID = Fits(caches=("none", "prefix", "dual"), blocks=("aligned",))
+POLICY_FITS = {
+    "low_confidence": FAST_DLLM,
+    "random": FAST_DLLM,
+    "threshold": FAST_DLLM,
+    "factor": FAST_DLLM,
+    **dict.fromkeys(DREAM_ORDERS, ONE_GRID._replace(compat=("none", "reference"))),
+    **dict.fromkeys(("frechet", "klass", "local_leap", "r2", "hierarchy", "credit", "eb", "entropy_threshold"), Fits()),
+    **dict.fromkeys(("dawn", "clad"), Fits(caches=("none",))),
+    "wino": Fits(caches=("none",), blocks=("aligned", "adaptive")),
+    "apd": Fits(caches=("none", "window"), blocks=("aligned",), stops=("none",)),
+    "learn2pd": ONE_GRID,
+    "dico": ONE_GRID,
+}
+POLICIES = tuple(POLICY_FITS)
+
+
+def check_combination(*, policy: str, cache: str, blocks: str, stop: str, compat: str) -> None:
+    """Refuses a combination that the tables do not hold.
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    fits = POLICY_FITS[policy]
+    for name, value, allowed in (
+        ("cache", cache, fits.caches),
+        ("blocks", blocks, fits.blocks),
+        ("stop", stop, fits.stops),
+    ):
+        _check(name, value, allowed, f"decode.policy {policy}")
+    _check("cache", cache, BLOCKS_CACHES[blocks], f"decode.blocks {blocks}")
+    if cache == "dual":
+        _check("compat", compat, fits.compat, f"decode.policy {policy} and decode.cache dual")
+        if stop != "none" or blocks != "aligned":
+            other = f"decode.stop {stop}" if stop != "none" else f"decode.blocks {blocks}"
+            _check("compat", compat, ("none",), f"{other} and decode.cache dual")
+
+
+def _check(name: str, value: str, allowed: tuple[str, ...], beside: str) -> None:
+    if value not in allowed:
+        expected = allowed[0] if len(allowed) == 1 else f"one of {', '.join(allowed)}"
+        raise UsageError(f"decode.{name}: expected {expected} with {beside}, got {value!r}")
+
+
+def table() -> list[tuple[str, str, str, str]]:
+    """Policies with the caches, blocks and stop rules they go together with; policies that are alike share a line."""
+    lines: dict[tuple[str, str, str], list[str]] = {}
+    for policy, fits in POLICY_FITS.items():
+        lines.setdefault((_told(fits.caches, CACHES), _told(fits.blocks, BLOCKS), _told(fits.stops, STOPS)), []).append(
+            policy
+        )
+    return [(", ".join(policies), *axes) for axes, policies in lines.items()]
+
+
+def _told(values: tuple[str, ...], every: tuple[str, ...]) -> str:
+    return "all" if values == every else ", ".join(values)

@@ -1,0 +1,188 @@
+"""The settings that concern every decode: model, input, output, devices, the decoding as a whole, benchmarks."""
+
+import dataclasses
+from typing import Any
+
+from dllm_jax.errors import UsageError
+from dllm_jax.settings.base import Section, numbers, setting
+from dllm_jax.settings.combinations import BLOCKS, CACHES, DREAM_ORDERS, POLICIES, STOPS, check_combination
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings(Section):
+    """Which diffusion model, and how it computes."""
+
+    path: str = setting("llada-tiny", "folder of a Hugging Face or converted checkpoint, or the name of a bundled one")
+    preset: str = setting("", "random weights of a known shape instead of model.path, for benchmarks (llada_8b, ...)")
+    dtype: str = setting(
+        "auto", "dtype of weights and activations (auto: float32 on CPU, else bfloat16)",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )  # fmt: skip
+    quantize: str = setting(
+        "",
+        "weights of matrices in fewer bits: int8 (one scale per output channel); empty: as they are stored",
+        choices=("", "int8"),
+    )
+    matmul_precision: str = setting(
+        "default", "precision of float32 matrix products; GPUs and TPUs round them unless it is highest",
+        choices=("default", "high", "highest"),
+    )  # fmt: skip
+    eot_token_id: int = setting(-1, "token that ends a turn, besides EoS (-1: config.json's, else the tokenizer's)")
+    verify: bool = setting(True, "check a converted checkpoint against its manifest before loading it")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerSettings(Section):
+    """How text becomes tokens."""
+
+    path: str = setting("", "folder of the tokenizer (default: the model's folder)")
+    chat_template: str = setting(
+        "auto", "wrap prompts as a chat (auto: if the tokenizer has a template)", choices=("auto", "on", "off")
+    )
+    special_text: str = setting(
+        "text", "what the text of a special token, such as <|eot_id|>, is inside a prompt: text, or (allow) the token",
+        choices=("text", "allow"),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSettings(Section):
+    """What is decoded."""
+
+    path: str = setting(
+        "", "JSONL file of prompts: id + prompt, messages or prompt_ids (default: built-in examples); also .gz, and "
+        "lines of ShareGPT, alpaca, GSM8K, MATH, HumanEval, MBPP and lm-eval logs", filled=True,
+    )  # fmt: skip
+    prompt: str = setting("", "one prompt, instead of input.path", filled=True)
+    on_error: str = setting("fail", "what a bad input line does: stop, or be left out", choices=("fail", "skip"))
+
+    def check(self, name: str, config: Any) -> None:
+        """A prompt comes from one place."""
+        if self.path and self.prompt:
+            raise UsageError(f"{name}.prompt: expected none together with {name}.path, got both")
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputSettings(Section):
+    """Where results go."""
+
+    path: str = setting("", "JSONL file of results; metrics go beside it (default: print)")
+    trace: bool = setting(False, "keep in every line what a viewer of the decoding needs: prompt, pieces, confidences")
+    overwrite: bool = setting(False, "replace an output, finished or not, of other settings, prompts or weights")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings(Section):
+    """How devices are used; a mesh may take fewer than there are."""
+
+    data: int = setting(0, "devices that split the batch (0: as many as are left and divide it)", least=0)
+    fsdp: int = setting(0, "devices that split the batch and, if need be, the weights (0: one)", least=0)
+    tensor: int = setting(
+        0, "devices that split heads, MLP and vocabulary (0: the fewest that hold the decode)", least=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeSettings(Section):
+    """The decoding itself."""
+
+    policy: str = setting("low_confidence", "which tokens are committed in a step", choices=POLICIES)
+    cache: str = setting("none", "which keys and values are kept between steps", choices=CACHES)
+    blocks: str = setting("aligned", "which columns are open to be committed, as the decoding moves on", choices=BLOCKS)
+    stop: str = setting("none", "when a row ends before its last block", choices=STOPS)
+    gen_length: int = setting(96, "tokens to generate", least=1)
+    block_length: int = setting(
+        32, "tokens decoded together, block after block (0, apd, Dream's orders, a shorter canvas: all)", least=0
+    )
+    steps: int = setting(0, "forwards of the fixed schedules, over all blocks (0: gen_length, one token each)", least=0)
+    temperature: float = setting(0.0, "temperature of the Gumbel draw; 0 takes the most likely token", least=0)
+    temperature_affects_order: bool = setting(
+        True, "rank positions by the probability of the drawn token (as released), not of the most likely one"
+    )
+    top_p: float = setting(
+        1.0, "draw among the likeliest tokens that hold this much probability (1: among all)", above=0, most=1
+    )
+    cfg_scale: float = setting(
+        0.0, "classifier-free guidance; above 0 every forward also runs without the prompt", least=0
+    )
+    logits_eos_inf: bool = setting(False, "never predict EoS")
+    confidence_eos_eot_inf: bool = setting(False, "commit EoS and end-of-turn tokens last")
+    eps: float = setting(1e-3, "time at which the schedule of Dream's orders ends", above=0, below=1)
+    batch_size: int = setting(8, "prompts decoded together", least=1)
+    bucket_waste: float = setting(
+        0.125,
+        "share by which a canvas (prompt and generation) may be padded, for fewer compiled programs (0: no more than "
+        "the device's multiple of columns needs)",
+        least=0,
+    )
+    seed: int = setting(0, "seed of every random draw")
+    compat: str = setting("none", "reproduce the bugs of the reference code", choices=("none", "reference"))
+
+    def check(self, name: str, config: Any) -> None:
+        """What goes together, and what divides what; training commands have these settings too."""
+        check_combination(policy=self.policy, cache=self.cache, blocks=self.blocks, stop=self.stop, compat=self.compat)
+        for field in ("logits_eos_inf", "confidence_eos_eot_inf"):
+            if "eot" in self.stop and getattr(self, field):
+                raise UsageError(f"decode.{field}: expected False with decode.stop {self.stop}, got True")
+        if self.confidence_eos_eot_inf and self.policy in DREAM_ORDERS:
+            raise UsageError(
+                f"decode.confidence_eos_eot_inf: expected False with decode.policy {self.policy}, got True"
+            )
+        block_length, steps = block_schedule(self)
+        if self.gen_length % block_length:
+            raise UsageError(
+                f"decode.block_length: expected a divisor of decode.gen_length {self.gen_length}, got {block_length}"
+            )
+        blocks = self.gen_length // block_length
+        if steps % blocks:
+            raise UsageError(f"decode.steps: expected a multiple of the number of blocks {blocks}, got {steps}")
+
+
+def block_schedule(decode: DecodeSettings) -> tuple[int, int]:
+    """Block length and total steps with their zeros filled in; apd and Dream's orders know one block only.
+
+    A canvas that is shorter than a block is one block.
+    """
+    whole = not decode.block_length or decode.policy in (*DREAM_ORDERS, "apd")
+    block_length = decode.gen_length if whole else min(decode.block_length, decode.gen_length)
+    return block_length, decode.steps or decode.gen_length
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchSettings(Section):
+    """What `decode.bench` measures, and how long."""
+
+    batch_sizes: str = setting("1,8", "batch sizes to measure, separated by commas (instead of decode.batch_size)")
+    prompt_length: int = setting(
+        64, "tokens of the prompts; the canvas adds decode.gen_length and some padding", least=1
+    )
+    steps: int = setting(32, "steps in the loop that a step is timed in", least=1)
+    repeats: int = setting(5, "measurements of everything, after one for warming up; the median counts", least=1)
+    eos_logit: float = setting(
+        0.0,
+        "with model.preset: the logit of EoS at masked positions, about (others: about 0; 0: as random as they are)",
+    )
+
+    def check(self, name: str, config: Any) -> None:
+        """A logit can be given to random weights only, as long as they are no integers."""
+        numbers(f"{name}.batch_sizes", self.batch_sizes)
+        if self.eos_logit and (config.model.quantize or not config.model.preset):
+            raise UsageError(
+                f"{name}.eos_logit: expected 0 without model.preset or with model.quantize, got {self.eos_logit}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanSettings(Section):
+    """What `decode.plan` compiles for."""
+
+    topology: str = setting(
+        "",
+        "TPUs that need not be here, like v5e:2x4 (or v6e, v5p, v4, tpu7x; extra tpu), or a GPU by estimate (h100, "
+        "h200, rtx4080); empty: the devices here",
+    )
+    prompt_length: str = setting("256", "tokens of the prompts, one program each, separated by commas")
+
+    def check(self, name: str, config: Any) -> None:
+        """The lengths are numbers."""
+        numbers(f"{name}.prompt_length", self.prompt_length)
