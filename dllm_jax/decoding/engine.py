@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
-from dllm_jax.decoding import canvas
+from dllm_jax.decoding import canvas, shadows
 from dllm_jax.decoding.blocks import Blocks
 from dllm_jax.decoding.caching import CacheStrategy, Column, Span
 from dllm_jax.decoding.canvas import Geometry
@@ -21,6 +21,7 @@ from dllm_jax.decoding.prediction import Prediction, Sampler, paired, predict_sl
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.decoding.stopping import StopRule
+from dllm_jax.models.attention import Looks, Watch
 from dllm_jax.models.cache import Cache
 from dllm_jax.models.transformer import Transformer
 
@@ -48,6 +49,13 @@ class Forward(NamedTuple):
 
     hidden: Float[Array, "rows T D"]  # twice the rows under guidance
     first: Column
+    looks: Looks | None = None  # the attention of the policy's slots, if it wants that
+    shadow: Float[Array, "rows Q D"] | None = None  # of the shadows of the policy's slots, if it wants those
+
+    @property
+    def columns(self) -> int:
+        """Columns that ran."""
+        return self.hidden.shape[1] + (0 if self.shadow is None else self.shadow.shape[1])
 
 
 @struct.dataclass
@@ -139,9 +147,10 @@ class Engine:
             slots: any.
             logits: whether `logits_BQV` is asked for. If not, there are few logits at once, of one block.
         """
-        left = slots.width if self.blocks.fixed_slots and self.cache.widths(self.geometry) else 0
+        shift = self.model.config.logit_shift
+        left = slots.width if self.blocks.fixed_slots and self.cache.widths(self.geometry) else shift
         hidden = jnp.pad(forward.hidden, ((0, 0), (left, slots.width), (0, 0)))
-        offset = left + slots.first - self.model.config.logit_shift - forward.first
+        offset = left + slots.first - shift - forward.first
         hidden = canvas.take_columns(hidden, self._paired(offset), width=slots.width)
         width = self.geometry.block_length
         if logits or slots.width <= width:
@@ -158,6 +167,21 @@ class Engine:
             return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], blocks * width, *x.shape[3:])[:, : slots.width]
 
         return jax.tree.map(joined, jax.lax.map(of_block, jnp.arange(0, blocks * width, width)))
+
+    def shadow(
+        self, state: DecodeState, shadow: Float[Array, "rows Q D"], slots: Slots, token_BQ: Int[Array, "B Q"]
+    ) -> Float[Array, "B Q"]:
+        """The probability that shadows give to the tokens of their slots."""
+        probability_BQV = jax.nn.softmax(self._predict(state, shadow, slots).logits_BQV, axis=-1)
+        return jnp.take_along_axis(probability_BQV, token_BQ[..., None], axis=-1)[..., 0]
+
+    def whole_canvas(self, state: DecodeState, forward: Forward) -> tuple[Bool[Array, "B T"], Float[Array, "B T"]]:
+        """Which of a forward's columns hold a token, and how sure the model is of its own at every column."""
+        columns, shift = forward.hidden.shape[1], self.model.config.logit_shift
+        greedy = dataclasses.replace(self, sampler=self.sampler.greedy())
+        confidence_BT = greedy.predict(state, forward, Slots(jnp.int32(0), columns)).confidence_BQ
+        is_text_BT = canvas.between(state.pad_B + shift, state.end_B, columns=columns)  # that a column predicts
+        return is_text_BT & (state.tokens_BL[:, :columns] != self.mask_id), confidence_BT
 
     def _predict(self, state: DecodeState, hidden: Float[Array, "rows Q D"], slots: Slots) -> Prediction:
         gumbel_BQV = None
@@ -183,6 +207,43 @@ class Engine:
             tokens_BT, positions_BT, real_BS=real_BS, cache=cache, start=self._paired(span.first), kept_BT=kept
         )
         return Forward(hidden, span.first), cache
+
+    def look_closer(self, state: DecodeState, slots: Slots, *, length: int) -> tuple[Forward, Cache]:
+        """A forward of the canvas with what the policy wants besides: attention, or shadows behind the canvas."""
+        wants, shift = self.policy.wants, self.model.config.logit_shift
+        real_BS = canvas.between(state.pad_B, state.end_B, columns=length)
+        tokens_BT, columns = state.tokens_BL[:, :length], jnp.arange(length)[None]
+        pattern_BTS = None
+        if wants.shadow:
+            masks_BQ = jnp.full((len(tokens_BT), slots.width), self.mask_id, tokens_BT.dtype)
+            tokens_BT = jnp.concatenate([tokens_BT, masks_BQ], axis=1)
+            pattern_BTS = self._paired(shadows.pattern(real_BS, slots.all()))
+            first = jnp.broadcast_to(slots.first, (len(tokens_BT),))
+            columns = jnp.concatenate(
+                [
+                    jnp.broadcast_to(columns, (len(tokens_BT), length)),
+                    canvas.columns_from(first - shift, width=slots.width),
+                ],
+                axis=1,
+            )
+            real_BS = jnp.pad(real_BS, ((0, 0), (0, slots.width)), constant_values=True)
+        if self.sampler.guided:
+            is_prompt = columns < self.geometry.prompt_length
+            tokens_BT = paired(tokens_BT, jnp.where(is_prompt, self.mask_id, tokens_BT))
+        watch = None
+        if wants.attention:
+            watch = Watch(self._paired(slots.first - shift), slots.width, wants.attention)
+        hidden, cache, looks = self.model.watched(
+            tokens_BT,
+            self._paired(canvas.positions(columns, state.pad_B)),
+            real_BS=self._paired(real_BS),
+            pattern_BTS=pattern_BTS,
+            watch=watch,
+        )
+        if looks is not None and self.sampler.guided:
+            looks = jax.tree.map(lambda x: x[::2], looks)
+        shadow = hidden[:, length:] if wants.shadow else None
+        return Forward(hidden[:, :length], jnp.int32(0), looks, shadow), cache
 
     def _paired(self, x: Array) -> Array:
         """Under guidance, every row of x twice: for its canvas and the promptless copy. A scalar holds for all rows."""

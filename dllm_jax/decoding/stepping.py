@@ -37,7 +37,10 @@ def full_step(engine: Engine, carry: Carry, *, length: int) -> tuple[Carry, Cach
     span = engine.cache.span(state, slots.first)._replace(first=jnp.int32(0), run_B=None)
     if engine.block_limit is not None:  # blocks that ran out of forwards may have left masks, which compete again
         slots = engine.whole(length)
-    forward, cache = engine.run(state, span, width=length, keys=length)
+    if engine.policy.wants.attention or engine.policy.wants.shadow:
+        forward, cache = engine.look_closer(state, slots, length=length)
+    else:
+        forward, cache = engine.run(state, span, width=length, keys=length)
     return step(engine, carry._replace(state=state), forward, slots=slots, active_B=state.live_B), cache
 
 
@@ -71,7 +74,7 @@ def step(engine: Engine, carry: Carry, forward: Forward, *, slots: Slots, active
     prediction = seen if wide is slots else _narrowed(engine, before, forward, seen, wide=wide, slots=slots)
     settled_B = engine.blocks.settle(before, prediction, slots.all(), engine.geometry)
     state = dataclasses.replace(before, block_end_B=jnp.where(active_B, settled_B, before.block_end_B))
-    view = _view(engine, state, slots)
+    view = _view(engine, state, forward, slots)
     commit = engine.policy.commit(policy_state, prediction, view, engine.noise)
 
     is_sane_BS = seen.finite_BQ | (wide.all() >= state.end_B[:, None])
@@ -86,7 +89,7 @@ def step(engine: Engine, carry: Carry, forward: Forward, *, slots: Slots, active
     if not engine.looks_everywhere:
         filled_B = jnp.zeros_like(filled_B)  # it was the block that was filled
     state = _advanced(engine, state, active_B=active_B, leave_B=leave_B, done_B=filled_B, broken_B=broken_B)
-    state = dataclasses.replace(state, columns=state.columns + forward.hidden.shape[1])
+    state = dataclasses.replace(state, columns=state.columns + forward.columns)
     policy_state = freeze(commit.policy_state, policy_state, active_B)
     return Carry(state, _followed(engine, policy_state, before, state, leave_B=leave_B))
 
@@ -106,14 +109,14 @@ def _narrowed(
     return jax.tree.map(cut, seen)
 
 
-def _view(engine: Engine, state: DecodeState, slots: Slots) -> View:
+def _view(engine: Engine, state: DecodeState, forward: Forward, slots: Slots) -> View:
     """What the policy sees before a step."""
     geometry, columns_BQ = engine.geometry, slots.all()
     token_BQ = canvas.take_columns(state.tokens_BL, slots.first, width=slots.width)
     is_before_end_BQ = columns_BQ < jnp.minimum(state.block_end_B, state.end_B)[:, None]
     first_B = jnp.full_like(state.end_B, geometry.prompt_length)
     is_text_BL = canvas.between(first_B, state.end_B, columns=geometry.columns)
-    return View(
+    view = View(
         start_B=jnp.broadcast_to(slots.first, state.end_B.shape),
         position_BQ=jnp.broadcast_to(columns_BQ - geometry.prompt_length, token_BQ.shape),
         open_BQ=(token_BQ == engine.mask_id) & is_before_end_BQ,
@@ -125,7 +128,14 @@ def _view(engine: Engine, state: DecodeState, slots: Slots) -> View:
         row_B=state.row_B,
         nfe_B=state.nfe_B,
         block_nfe_B=state.block_nfe_B,
+        looks=forward.looks,
     )
+    if forward.shadow is not None:
+        view = dataclasses.replace(view, shadow_BQ=engine.shadow(state, forward.shadow, slots, token_BQ))
+    if engine.policy.wants.canvas:
+        known_BL, confidence_BL = engine.whole_canvas(state, forward)
+        view = dataclasses.replace(view, known_BL=known_BL, confidence_BL=confidence_BL)
+    return view
 
 
 def _committed(

@@ -4,6 +4,7 @@ Shape letters: B batch, T queries, S keys, N query heads, K key/value heads, H h
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ class Visible:
     real_BS: Bool[Array, "B S"]  # neither padding nor behind the text
     last_BT: Int[Array, "#B T"] | None = None  # the last column that a query sees; None: there is no such bound
     segment_BT: Int[Array, "B T"] | None = None  # the sample of every token of packed rows, where S = T
+    pattern_BTS: Bool[Array, "B T S"] | None = None  # what else a query may see, if that is all its own
 
     @property
     def mask(self) -> Bool[Array, "B 1 #T S"]:
@@ -36,6 +38,8 @@ class Visible:
             mask = mask & (columns_S[None, None, None, :] <= self.last_BT[:, None, :, None])
         if self.segment_BT is not None:
             mask = mask & (self.segment_BT[:, None, :, None] == self.segment_BT[:, None, None, :])
+        if self.pattern_BTS is not None:
+            mask = mask & self.pattern_BTS[:, None]
         return mask
 
 
@@ -46,6 +50,7 @@ def visible(
     start: Int[Array, ""] | Int[Array, "B"] | None,
     causal_block: int,
     segment_BT: Int[Array, "B T"] | None,
+    pattern_BTS: Bool[Array, "B T S"] | None = None,
 ) -> Visible:
     """What the model's configuration lets the queries see.
 
@@ -55,12 +60,55 @@ def visible(
         start: column of the first query among the keys, for all rows or per row; None: 0.
         causal_block: see `TransformerConfig`.
         segment_BT: the sample of every token, if rows are packed.
+        pattern_BTS: what else every query may see.
     """
     if not causal_block:
-        return Visible(real_BS, segment_BT=segment_BT)
+        return Visible(real_BS, segment_BT=segment_BT, pattern_BTS=pattern_BTS)
     first = 0 if start is None else start
     columns_BT = jnp.atleast_1d(first)[:, None] + jnp.arange(positions_BT.shape[1])[None, :]
-    return Visible(real_BS, columns_BT + causal_block - 1 - positions_BT % causal_block, segment_BT)
+    return Visible(real_BS, columns_BT + causal_block - 1 - positions_BT % causal_block, segment_BT, pattern_BTS)
+
+
+@struct.dataclass
+class Watch:
+    """Whose attention is told: queries side by side, in the last layers."""
+
+    first: Int[Array, ""] | Int[Array, "B"]  # of the queries, for all rows or per row; they may stick out
+    width: int = struct.field(pytree_node=False)  # Q, of them
+    layers: int = struct.field(pytree_node=False)
+
+
+class Looks(NamedTuple):
+    """How much columns look at each other: a mean over heads and layers. A row sums to 1."""
+
+    rows_BQS: Float[Array, "B Q S"]  # of the queries watched
+    column_mean_BS: Float[Array, "B S"]  # over the rows of all columns that hold text
+
+
+def look(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], *, seen: Visible, watch: Watch) -> Looks:
+    """The attention of one layer without a cache, which no kernel tells.
+
+    Args:
+        q: queries, as for `attend`.
+        k: keys, of the same columns.
+        seen: what the queries see, the same for all.
+        watch: whose rows.
+    """
+    is_head_N = (q != 0).any(axis=(0, 1, 3))  # others only make the heads come out even (`TransformerConfig.on_mesh`)
+
+    def rows(q: Float[Array, "B T N H"]) -> Float[Array, "B T S"]:
+        grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
+        scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * q.shape[3] ** -0.5
+        weights = jax.nn.softmax(jnp.where(seen.mask[:, :, None], scores, -jnp.inf), axis=-1)
+        weights_BNTS = weights.reshape(len(q), -1, *weights.shape[3:])
+        return jnp.einsum("bnts,n->bts", weights_BNTS, is_head_N / is_head_N.sum())
+
+    room = ((0, 0), (0, watch.width), (0, 0), (0, 0))
+    first_B = jnp.broadcast_to(watch.first, (len(q),))
+    watched = jax.vmap(lambda row, first: jax.lax.dynamic_slice_in_dim(row, first, watch.width, axis=0))
+    real_BT1 = seen.real_BS[:, :, None]
+    mean_BS = jnp.where(real_BT1, rows(q), 0).sum(axis=1) / real_BT1.sum(axis=1)
+    return Looks(rows(watched(jnp.pad(q, room), first_B)), mean_BS)
 
 
 def attend(
@@ -79,7 +127,7 @@ def attend(
     rows = len(q) if mesh.empty else -(-len(q) // batch_multiple(mesh))
     name = kernel(
         device.platform if device else "", q.dtype, rows=rows, queries=q.shape[1], keys=k.shape[1],
-        head_dim=q.shape[-1], packed=seen.segment_BT is not None,
+        head_dim=q.shape[-1], packed=seen.segment_BT is not None or seen.pattern_BTS is not None,
     )  # fmt: skip
     return KERNELS[name](q, k, v, seen)
 
@@ -96,7 +144,7 @@ def kernel(
         queries: T.
         keys: S.
         head_dim: H.
-        packed: whether rows hold several samples.
+        packed: whether rows hold several samples, or every query has keys of its own.
     """
     if dtype == jnp.float16 and platform != "gpu":
         return "xla_wide"

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.mesh import DECODING, constrain
-from dllm_jax.models.attention import Visible, attend
+from dllm_jax.models.attention import Looks, Visible, Watch, attend, look
 from dllm_jax.models.cache import LayerCache, write
 from dllm_jax.models.quantize import quantized
 
@@ -171,7 +171,8 @@ class Attention(nnx.Module):
         layer: Int[Array, ""] | None,
         start: Int[Array, ""] | Int[Array, "B"] | None,
         kept_BT: Bool[Array, "B T"] | None,
-    ) -> tuple[Float[Array, "B T D"], LayerCache]:
+        watch: Watch | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache, Looks | None]:
         """Attends to the tokens themselves, or to a cache in which their keys and values were written at `start`."""
         qkv = multiply(self.spec, x, self.qkv, self.qkv_scale)
         if self.qkv_bias is not None:
@@ -184,7 +185,8 @@ class Attention(nnx.Module):
         keys = own if cache is None else write(cache, own, start, kept_BT=kept_BT, layer=layer)
         here = own if cache is None else keys.of(layer)
         heads = attend(q, here.k, here.v, seen=seen).reshape(batch, queries, -1)
-        return multiply("btn,nd->btd", heads, self.out, self.out_scale, merged=3), keys
+        looks = None if watch is None else look(q, here.k, seen=seen, watch=watch)
+        return multiply("btn,nd->btd", heads, self.out, self.out_scale, merged=3), keys, looks
 
 
 class SwiGLU(nnx.Module):

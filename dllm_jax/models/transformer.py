@@ -10,6 +10,7 @@ matrix products, so it moves no more memory, and compiles many times faster into
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.mesh import constrain
-from dllm_jax.models.attention import Visible, visible
+from dllm_jax.models.attention import Looks, Visible, Watch, visible
 from dllm_jax.models.cache import Cache, LayerCache
 from dllm_jax.models.layers import Attention, RMSNorm, Storage, SwiGLU, weight
 
@@ -112,13 +113,21 @@ class Block(nnx.Module):
         layer: Int[Array, ""] | None,
         start: Int[Array, ""] | Int[Array, "B"] | None,
         kept_BT: Bool[Array, "B T"] | None,
-    ) -> tuple[Float[Array, "B T D"], LayerCache]:
-        """One layer; returns the keys and values that were attended to, in the cache if there is one."""
-        attended, keys = self.attention(
-            self.attention_norm(x), positions_BT, seen, cache=cache, layer=layer, start=start, kept_BT=kept_BT
+        watch: Watch | None = None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache, Looks | None]:
+        """One layer; returns the keys and values that were attended to, in the cache if there is one, and how."""
+        attended, keys, looks = self.attention(
+            self.attention_norm(x),
+            positions_BT,
+            seen,
+            cache=cache,
+            layer=layer,
+            start=start,
+            kept_BT=kept_BT,
+            watch=watch,
         )
         x = constrain(x + attended, "batch", None, None)
-        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None), keys
+        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None), keys, looks
 
 
 class Transformer(nnx.Module):
@@ -168,21 +177,62 @@ class Transformer(nnx.Module):
         Returns:
             Hidden states before the final norm's head projection (already normalised), and the cache attended to.
         """
-        x = constrain(weight(self.embedding)[tokens_BT], "batch", None, None)
         seen = visible(real_BS, positions_BT, start=start, causal_block=self.config.causal_block, segment_BT=segment_BT)
-        places = {"start": start, "kept_BT": kept_BT}
+        x, keys, _ = self._run(tokens_BT, positions_BT, seen, cache=cache, start=start, kept_BT=kept_BT)
+        return x, keys
+
+    def watched(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        *,
+        real_BS: Bool[Array, "B T"],
+        pattern_BTS: Bool[Array, "B T T"] | None = None,
+        watch: Watch | None = None,
+    ) -> tuple[Float[Array, "B T D"], Cache, Looks | None]:
+        """Runs the network without a cache, for those who look closer.
+
+        Args:
+            tokens_BT: token ids.
+            positions_BT: rotary position of every token.
+            real_BS: the keys that hold text.
+            pattern_BTS: what a query may see besides; None: all that the configuration lets it.
+            watch: whose attention is told; None: nobody's.
+
+        Returns:
+            Hidden states and keys and values as above; and the attention.
+        """
+        block = self.config.causal_block
+        seen = visible(real_BS, positions_BT, start=None, causal_block=block, segment_BT=None, pattern_BTS=pattern_BTS)
+        return self._run(tokens_BT, positions_BT, seen, cache=None, start=None, kept_BT=None, watch=watch)
+
+    def _run(
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        seen: Visible,
+        *,
+        cache: Cache | None,
+        watch: Watch | None = None,
+        **places: Array | None,
+    ) -> tuple[Float[Array, "B T D"], Cache, Looks | None]:
+        x = constrain(weight(self.embedding)[tokens_BT], "batch", None, None)
         keys: Cache
         if isinstance(self.layers, Block):
             assert not isinstance(cache, list), "stacked layers have one cache"
-            x, keys = _run(self.layers, x, positions_BT, seen, cache, layers=self.config.num_layers, **places)
-            return self.final_norm(x), keys
+            x, keys, looks = _scan(self.layers, x, positions_BT, seen, cache, config=self.config, watch=watch, **places)
+            return self.final_norm(x), keys, looks
         assert not isinstance(cache, LayerCache), "every layer of a list has a cache"
-        keys = []
+        keys, found = [], []
+        first_watched = self.config.num_layers - (watch.layers if watch else 0)
         for index, layer in enumerate(self.layers):
             old = None if cache is None else cache[index]
-            x, layer_keys = layer(x, positions_BT, seen, cache=old, layer=None, **places)
+            watching = watch if index >= first_watched else None
+            x, layer_keys, looks = layer(x, positions_BT, seen, cache=old, layer=None, watch=watching, **places)
             keys.append(layer_keys)
-        return self.final_norm(x), keys
+            found += [looks] if watching else []
+        mean = jax.tree.map(lambda *each: sum(each) / len(each), *found) if found else None
+        return self.final_norm(x), keys, mean
 
     def unembed(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of the positions given, accumulated and returned in float32 (float64 for a float64 model)."""
@@ -194,25 +244,38 @@ class Transformer(nnx.Module):
         return constrain(logits_BTV, "batch", None, "vocab")
 
 
-def _run(
+def _scan(
     stack: Block,
     x: Float[Array, "B T D"],
     positions_BT: Int[Array, "B T"],
     seen: Visible,
     cache: LayerCache | None,
     *,
-    layers: int,
+    config: TransformerConfig,
+    watch: Watch | None,
     **places: Array | None,
-) -> tuple[Float[Array, "B T D"], LayerCache]:
-    """Stacked layers, one after the other; returns their output, and their keys and values."""
+) -> tuple[Float[Array, "B T D"], LayerCache, Looks | None]:
+    """Stacked layers, one after the other; returns their output, their keys and values, and the attention watched."""
     graphdef, params = nnx.split(stack)
 
-    def run(carry: Carried, one: tuple[nnx.State, Int[Array, ""]]) -> tuple[Carried, LayerCache | None]:
-        (x, cache), (params, layer) = carry, one
-        x, keys = nnx.merge(graphdef, params)(x, positions_BT, seen, cache=cache, layer=layer, **places)
-        return ((x, None), keys) if cache is None else ((x, keys), None)
+    def scanned(carried: Carried, layers: range, watching: Watch | None) -> tuple[Carried, Any]:
+        def run(carried: Carried, one: tuple[nnx.State, Int[Array, ""]]) -> tuple[Carried, Any]:
+            (x, cache), (params, layer) = carried, one
+            block = nnx.merge(graphdef, params)
+            x, keys, looks = block(x, positions_BT, seen, cache=cache, layer=layer, watch=watching, **places)
+            return ((x, None), (keys, looks)) if cache is None else ((x, keys), (None, looks))
 
-    (x, written), made = jax.lax.scan(run, (x, cache), (params, jnp.arange(layers)))
-    keys = made if cache is None else written
-    assert keys is not None
-    return x, keys
+        whole = len(layers) == config.num_layers
+        some = params if whole else jax.tree.map(lambda leaf: leaf[layers.start : layers.stop], params)
+        return jax.lax.scan(run, carried, (some, jnp.arange(layers.start, layers.stop)))
+
+    if watch is None:
+        (x, written), (made, _) = scanned((x, cache), range(config.num_layers), None)
+        keys = made if cache is None else written
+        assert keys is not None
+        return x, keys, None
+    first = config.num_layers - watch.layers
+    carried, (before, _) = scanned((x, None), range(first), None)
+    (x, _), (behind, looks) = scanned(carried, range(first, config.num_layers), watch)
+    keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, behind)
+    return x, keys, jax.tree.map(lambda each: each.mean(axis=0), looks)

@@ -14,14 +14,15 @@ from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise, top_n
 from dllm_jax.decoding.state import DecodeState
+from dllm_jax.models.attention import Looks
 
 
 class Wants(NamedTuple):
     """What a policy asks of a forward beyond the prediction of its slots; what is not asked for costs nothing."""
 
     logits: bool = False  # `Prediction.logits_BQV`, however many slots there are
-    canvas: bool = False  # `View.confidence_BL`
-    attention: int = 0  # `View.attention`, the mean over this many of the last layers
+    canvas: bool = False  # `View.known_BL` and `View.confidence_BL`
+    attention: int = 0  # `View.looks`, the mean over this many of the last layers
     shadow: bool = False  # `View.shadow_BQ`: one more masked column per slot in every forward
 
 
@@ -30,13 +31,6 @@ class Sizes(NamedTuple):
 
     slots: int  # Q
     vocab: int  # V
-
-
-class Attention(NamedTuple):
-    """How much columns look at each other, a mean over heads and layers. S columns of the canvas; a row sums to 1."""
-
-    rows_BQS: Float[Array, "B Q S"]  # what every slot looks at, in the row where its logits are made
-    column_mean_BS: Float[Array, "B S"]  # mean over the rows of all real columns
 
 
 @struct.dataclass
@@ -54,9 +48,9 @@ class View:
     row_B: Int[Array, "B"]
     nfe_B: Int[Array, "B"]  # the row's forwards before this one
     block_nfe_B: Int[Array, "B"]  # of which in this block; 0 = a new block
-    known_BL: Bool[Array, "B L"] | None = None  # columns of prompt and generation that hold a token, if `Wants.canvas`
+    known_BL: Bool[Array, "B L"] | None = None  # columns of text that hold a token; see `Wants`
     confidence_BL: Float[Array, "B L"] | None = None  # the model's confidence at every column; see `Wants`
-    attention: Attention | None = None  # see `Wants`
+    looks: Looks | None = None  # what every slot looks at, in the row where its logits are made; see `Wants`
     shadow_BQ: Float[Array, "B Q"] | None = None  # probability of `token_BQ` where its column is hidden; see `Wants`
 
 

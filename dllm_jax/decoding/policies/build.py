@@ -9,8 +9,10 @@ from dllm_jax.checkpoints.filters import Filter
 from dllm_jax.config import Config
 from dllm_jax.decoding.policies import apd, dico
 from dllm_jax.decoding.policies.base import Policy
+from dllm_jax.decoding.policies.clad import Clad
 from dllm_jax.decoding.policies.confidence import Scheduled
 from dllm_jax.decoding.policies.credit import Credit
+from dllm_jax.decoding.policies.dawn import Dawn
 from dllm_jax.decoding.policies.dream import SCORES, DreamOrder, shares
 from dllm_jax.decoding.policies.entropy import EntropyBound, EntropyThreshold
 from dllm_jax.decoding.policies.frechet import Frechet
@@ -20,6 +22,7 @@ from dllm_jax.decoding.policies.learn2pd import Learn2pd
 from dllm_jax.decoding.policies.local_leap import LocalLeap
 from dllm_jax.decoding.policies.r2 import R2
 from dllm_jax.decoding.policies.threshold import Factor, Threshold
+from dllm_jax.decoding.policies.wino import Wino
 from dllm_jax.decoding.prediction import Sampler
 from dllm_jax.models.model import Model
 from dllm_jax.settings import block_schedule
@@ -65,6 +68,12 @@ def build_policy(
             return of_numbers(Klass, config.klass)
         case "local_leap":
             return of_numbers(LocalLeap, config.local_leap)
+        case "dawn":
+            return of_numbers(Dawn, config.dawn)
+        case "clad":
+            return of_numbers(Clad, config.clad)
+        case "wino":
+            return of_numbers(Wino, config.wino)
         case "r2":
             return of_numbers(R2, config.r2)
         case "hierarchy":
