@@ -32,6 +32,7 @@ from rich.text import Text
 
 from dllm_jax.config import Config, build, to_config_dict
 from dllm_jax.errors import UsageError, naming
+from dllm_jax.settings import blocks_table, policy_table
 
 PROGRAM = "dllm-jax"  # the console command of an installed package
 _BUNDLED = Path(__file__).parent / "bundled"
@@ -323,6 +324,10 @@ def _print_help(description: str, config_file: str, values: ConfigDict, schema: 
         Text(f"--config=NAME  a bundled experiment: {', '.join(experiments())}; or a Python file like theirs")
     )
     console.print(Text(f"--compilation_cache=FOLDER  {cache}"))
+    if schema is Config:
+        console.print(Text("\nWhat goes together, by decode.policy, and the caches of every kind of decode.blocks:"))
+        console.print(Padding(_columns(("policy", "cache", "blocks", "stop"), policy_table()), (0, 0, 0, 2)))
+        console.print(Padding(_columns(("blocks", "cache"), blocks_table()), (1, 0, 0, 2)))
     console.print(Text(f"\nSettings, with their values in {config_file}:"))
     for section in dataclasses.fields(schema):
         defaults = getattr(schema(), section.name)
@@ -337,3 +342,13 @@ def _print_help(description: str, config_file: str, values: ConfigDict, schema: 
             table.add_row(*map(Text, (field.name, str(value) if value != "" else '""', meaning)))
         console.print(Text(f"\n--config.{section.name}.*  {type(defaults).__doc__}", style="bold"))
         console.print(Padding(table, (0, 0, 0, 2)))
+
+
+def _columns(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """A table of text."""
+    table = Table.grid(padding=(0, 2))
+    for _ in heads:
+        table.add_column(overflow="fold")
+    for line in (heads, *lines):
+        table.add_row(*map(Text, line))
+    return table

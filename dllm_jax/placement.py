@@ -28,7 +28,7 @@ from dllm_jax.models.attention import kernel, key_multiple
 from dllm_jax.models.model import abstract_model
 from dllm_jax.models.registry import PRESETS
 from dllm_jax.models.transformer import TransformerConfig, on_mesh
-from dllm_jax.settings import block_schedule
+from dllm_jax.settings import POLICY_FITS, block_schedule
 
 MARGIN = 1.1  # on temporaries, keys and values
 SPARE = 0.04  # of a device's memory that is left for what no estimate knows: code of other programs, transfers
@@ -154,7 +154,8 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
     slots = geometry.gen_length if decode.stop != "none" and not widths else blocks.width(geometry)
     kind = kernel(platform, dtype, rows=rows, queries=geometry.length, keys=geometry.length, head_dim=model.head_dim)
     # Scores and their softmax in float32; the other kernels keep them out of memory.
-    scores = 2 * rows * heads * geometry.length**2 * 4 if kind.startswith("xla") else 0
+    is_dense = kind.startswith("xla") or POLICY_FITS[decode.policy].dense
+    scores = 2 * rows * heads * geometry.length**2 * 4 if is_dense else 0
     # So many arrays as wide as the model, by what the compiler plans.
     activations = rows * geometry.length * (6 * model.embed_dim + 3 * share(model.mlp_dim)) * dtype.itemsize
     logits = (3 if decode.temperature else 2) * rows * slots * share(model.vocab_size) * 4

@@ -28,7 +28,7 @@ from dllm_jax.errors import UsageError
 from dllm_jax.memory import bytes_per_device, check_fits, exhaustion_told, placed, plan_bytes
 from dllm_jax.models.attention import key_multiple
 from dllm_jax.models.model import Model, computing
-from dllm_jax.settings import block_schedule
+from dllm_jax.settings import block_schedule, token_ids
 from dllm_jax.timing import CompileCount
 
 BATCH_SIZE = "decode.batch_size"  # the setting that memory goes with
@@ -58,6 +58,7 @@ class Decoder:
         self.model, self.config = model, config
         self.verifier = checked_verifier(verifier, config, model=model)
         check_filter(filter_, config)
+        check_blocks(config, model=model)
         self.max_length = min(m.config.max_length for m in (model, self.verifier) if m)
         self.end_ids = model.config.end_ids if end_ids is None else end_ids
         self.mask_id: int = model.config.mask_id
@@ -76,6 +77,11 @@ class Decoder:
             config, sampler=self.sampler, verifier=self.verifier, filter_=filter_, end_ids=self.end_ids,
             mask_id=self.mask_id,
         )  # fmt: skip
+        if self.policy.wants.attention > model.config.num_layers:
+            raise UsageError(
+                f"{config.decode.policy}.layers: expected at most {model.config.num_layers}, those of the model, "
+                f"got {self.policy.wants.attention}"
+            )
         self.stop = build_stop(config, end_ids=self.end_ids)
         platform = model.mesh.devices.flat[0].platform
         self.length_multiple, self.key_multiple = length_multiple(platform), key_multiple(platform)
@@ -308,6 +314,19 @@ def check_filter(filter_: Filter | None, config: Config) -> None:
         raise UsageError(
             f"decode.block_length: expected {filter_.config.block_length}, as the filter has it, got {block_length}"
         )
+
+
+def check_blocks(config: Config, *, model: Model) -> None:
+    """Refuses delimiters of blocks that are no tokens of the model.
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    if config.decode.blocks != "adaptive":
+        return
+    vocab_size = model.config.vocab_size
+    if wrong := [i for i in token_ids("adaptive.delimiters", config.adaptive.delimiters) if i >= vocab_size]:
+        raise UsageError(f"adaptive.delimiters: expected ids from 0 to {vocab_size - 1}, got {wrong[0]}")
 
 
 def finish(

@@ -55,10 +55,13 @@ from dllm_jax.settings.combinations import (
     Fits as Fits,
 )
 from dllm_jax.settings.combinations import (
+    blocks_table as blocks_table,
+)
+from dllm_jax.settings.combinations import (
     check_combination as check_combination,
 )
 from dllm_jax.settings.combinations import (
-    table as table,
+    policy_table as policy_table,
 )
 from dllm_jax.settings.general import (
     BenchSettings as BenchSettings,

@@ -24,6 +24,7 @@ class Fits(NamedTuple):
     blocks: tuple[str, ...] = BLOCKS
     stops: tuple[str, ...] = STOPS
     compat: tuple[str, ...] = ("none",)  # with a dual cache: a bug of Fast-dLLM's loop, which others do not have
+    dense: bool = False  # attention whose scores are in memory
 
 
 FAST_DLLM = Fits(compat=("none", "reference"))
@@ -35,8 +36,8 @@ POLICY_FITS = {
     "factor": FAST_DLLM,
     **dict.fromkeys(DREAM_ORDERS, ONE_GRID._replace(compat=("none", "reference"))),
     **dict.fromkeys(("frechet", "klass", "local_leap", "r2", "hierarchy", "credit", "eb", "entropy_threshold"), Fits()),
-    **dict.fromkeys(("dawn", "clad"), Fits(caches=("none",))),
-    "wino": Fits(caches=("none",), blocks=("aligned", "adaptive")),
+    **dict.fromkeys(("dawn", "clad"), Fits(caches=("none",), dense=True)),
+    "wino": Fits(caches=("none",), blocks=("aligned", "adaptive"), dense=True),
     "apd": Fits(caches=("none", "window"), blocks=("aligned",), stops=("none",)),
     "learn2pd": ONE_GRID,
     "dico": ONE_GRID,
@@ -71,14 +72,18 @@ def _check(name: str, value: str, allowed: tuple[str, ...], beside: str) -> None
         raise UsageError(f"decode.{name}: expected {expected} with {beside}, got {value!r}")
 
 
-def table() -> list[tuple[str, str, str, str]]:
+def policy_table() -> list[tuple[str, str, str, str]]:
     """Policies with the caches, blocks and stop rules they go together with; policies that are alike share a line."""
     lines: dict[tuple[str, str, str], list[str]] = {}
     for policy, fits in POLICY_FITS.items():
-        lines.setdefault((_told(fits.caches, CACHES), _told(fits.blocks, BLOCKS), _told(fits.stops, STOPS)), []).append(
-            policy
-        )
+        axes = (", ".join(fits.caches), _told(fits.blocks, BLOCKS), _told(fits.stops, STOPS))
+        lines.setdefault(axes, []).append(policy)
     return [(", ".join(policies), *axes) for axes, policies in lines.items()]
+
+
+def blocks_table() -> list[tuple[str, str]]:
+    """Blocks with the caches they go together with."""
+    return [(blocks, ", ".join(caches)) for blocks, caches in BLOCKS_CACHES.items()]
 
 
 def _told(values: tuple[str, ...], every: tuple[str, ...]) -> str:

@@ -1,6 +1,6 @@
 """CreditDecoding (arXiv 2510.06133, in github.com/inclusionAI/dInfer): tokens proposed again and again gain confidence.
 
-Released: threshold 0.9, alpha 0.7, gamma 0.2, beta 0.8.
+Released: threshold 0.9, alpha 0.7, gamma 0.2, beta 0.8. The paper reports 5.48 times the speed of LLaDA-8B-Instruct.
 """
 
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from dllm_jax.decoding.policies.base import Commit, PerSlot, Policy, Sizes, View
 from dllm_jax.decoding.prediction import Prediction, Sampler, predict
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
+from dllm_jax.mesh import constrain
 
 
 @struct.dataclass
@@ -34,7 +35,8 @@ class Credit(Policy):
 
     def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> PerSlot:
         """No credit, [B, Q, V]."""
-        return PerSlot(jnp.zeros((len(state.nfe_B), sizes.slots, sizes.vocab), jnp.float32))
+        zero_BQV = jnp.zeros((len(state.nfe_B), sizes.slots, sizes.vocab), jnp.float32)
+        return PerSlot(constrain(zero_BQV, "batch", None, "vocab"))
 
     def commit(self, policy_state: PerSlot, prediction: Prediction, view: View, noise: Noise) -> Commit:
         """The open slots whose token, with its credit, is sure enough, at least the best."""

@@ -14,7 +14,8 @@ from dllm_jax.decoding.sampling import Noise, order
 class EntropyBound(Policy):
     """EB-Sampler (arXiv 2505.24857): the surest tokens while their entropies less the largest stay within a bound.
 
-    The sum less the maximum bounds what committing them together loses against one by one. Released gamma: 0.1.
+    The sum less the maximum bounds what committing them together loses against one by one. Released gamma: 0.1. The
+    paper reports 2 to 3 times the speed without loss.
     """
 
     gamma: Float[Array, ""]

@@ -1,4 +1,4 @@
-"""Fast-dLLM++ (github.com/Ringo-Star/FastdLLM_plusplus): as many tokens as a Fréchet bound on their joint allows.
+"""Fast-dLLM++ (arXiv 2606.02955, github.com/Ringo-Star/FastdLLM_plusplus): a Fréchet bound on the tokens' joint.
 
 The probability that n tokens are all right is at least their sum less n - 1, however they depend on each other. The
 released margin is 0.25.

@@ -15,6 +15,7 @@ from dllm_jax.decoding.policies.base import Commit, PerSlot, Policy, Sizes, View
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise
 from dllm_jax.decoding.state import DecodeState
+from dllm_jax.mesh import constrain
 
 FLOOR = 1e-12  # keeps the logarithm of a probability 0 finite
 
@@ -46,7 +47,8 @@ class Klass(Policy):
     def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> PerSlot:
         """Probability 0 for all: the first divergence of a block is large."""
         shape = (len(state.nfe_B), sizes.slots)
-        return PerSlot(Memory(jnp.zeros((*shape, sizes.vocab), jnp.float32), jnp.zeros(shape, jnp.int32)))
+        zero_BQV = jnp.zeros((*shape, sizes.vocab), jnp.float32)
+        return PerSlot(Memory(constrain(zero_BQV, "batch", None, "vocab"), jnp.zeros(shape, jnp.int32)))
 
     def commit(self, policy_state: PerSlot, prediction: Prediction, view: View, noise: Noise) -> Commit:
         """All that is ready, else the best."""
