@@ -3,9 +3,10 @@
 from typing import Any
 
 from dllm_jax.chips import GPUS
-from dllm_jax.config import Config, numbers
+from dllm_jax.config import Config
 from dllm_jax.errors import UsageError
 from dllm_jax.placement import MARGIN, Shapes, abstract_mesh, footprint
+from dllm_jax.settings import numbers
 
 
 def estimate(config: Config) -> dict[str, Any]:
