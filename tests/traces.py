@@ -95,9 +95,11 @@ def carries(engine: Engine, state: DecodeState) -> Iterator[Carry]:
     while carry.state.live_B.any():
         carry, cache = FULL_STEP(engine, carry, length=geometry.length)
         yield carry
+        if not widths:
+            continue
         fresh = cache = widened(cache, columns=geometry.columns)
         last = None
-        while widths and engine.served(carry.state).any():
+        while engine.served(carry.state).any():
             width = widths[int(engine.narrowest(carry.state, widths))]
             if width != last and not engine.cache.keeps_writes:
                 cache = fresh

@@ -4,7 +4,7 @@ Nothing here knows a policy, a cache, an axis of blocks or a stop rule, only the
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,13 @@ def cached_step(engine: Engine, carry: Carry, cache: Cache, *, width: int) -> tu
     return step(engine, carry, forward, slots=slots, active_B=active_B), cache
 
 
+class Predicted(NamedTuple):
+    """What the model says about columns that somebody looks at."""
+
+    slots: Slots
+    prediction: Prediction
+
+
 def step(engine: Engine, carry: Carry, forward: Forward, *, slots: Slots, active_B: Bool[Array, "B"]) -> Carry:
     """The common end of every iteration: predict, ask the policy and the stop rule, write the state.
 
@@ -65,26 +72,25 @@ def step(engine: Engine, carry: Carry, forward: Forward, *, slots: Slots, active
         engine: the decode's parts.
         carry: state before the step.
         forward: of the model.
-        slots: where the policy looks, Q columns.
+        slots: where the policy looks, Q columns. The stop rule looks there too, or at all of the generation.
         active_B: rows this forward counts for; the others stay as they are.
     """
     before, policy_state = carry
-    wide = engine.whole(forward.hidden.shape[1]) if engine.looks_everywhere else slots
-    seen = engine.predict(before, forward, wide, logits=wide is slots and engine.policy.wants.logits)
-    prediction = seen if wide is slots else _narrowed(engine, before, forward, seen, wide=wide, slots=slots)
+    for_policy, for_stop = _predicted(engine, before, forward, slots)
+    prediction = for_policy.prediction
     settled_B = engine.blocks.settle(before, prediction, slots.all(), engine.geometry)
     state = dataclasses.replace(before, block_end_B=jnp.where(active_B, settled_B, before.block_end_B))
     view = _view(engine, state, forward, slots)
     commit = engine.policy.commit(policy_state, prediction, view, engine.noise)
 
-    is_sane_BS = seen.finite_BQ | (wide.all() >= state.end_B[:, None])
+    is_sane_BS = for_stop.prediction.finite_BQ | (for_stop.slots.all() >= state.end_B[:, None])
     broken_B = ~is_sane_BS.all(axis=1)
     if commit.failed_B is not None:
         broken_B |= commit.failed_B
     broken_B &= active_B
     counts_B = active_B & ~broken_B
-    state = _committed(engine, state, commit, prediction, view, slots=slots, counts_B=counts_B)
-    state, filled_B = _stopped(engine, before, state, commit, seen, wide=wide, slots=slots, counts_B=counts_B)
+    state = _committed(engine, state, commit, for_policy, view, counts_B=counts_B)
+    state, filled_B = _stopped(engine, before, state, commit, for_stop, slots=slots, counts_B=counts_B)
     leave_B = active_B & (commit.leave_B | _cut_short(engine, state, before) | filled_B)
     if not engine.looks_everywhere:
         filled_B = jnp.zeros_like(filled_B)  # it was the block that was filled
@@ -94,19 +100,26 @@ def step(engine: Engine, carry: Carry, forward: Forward, *, slots: Slots, active
     return Carry(state, _followed(engine, policy_state, before, state, leave_B=leave_B))
 
 
-def _narrowed(
-    engine: Engine, state: DecodeState, forward: Forward, seen: Prediction, *, wide: Slots, slots: Slots
-) -> Prediction:
-    """The prediction of the policy's slots, of which a wider one was made."""
-    if engine.policy.wants.logits and not seen.logits_BQV.shape[-1]:
-        return engine.predict(state, forward, slots, logits=True)
-    overhang = engine.blocks.columns(engine.geometry) - engine.geometry.length
+def _predicted(engine: Engine, state: DecodeState, forward: Forward, slots: Slots) -> tuple[Predicted, Predicted]:
+    """What the policy gets to know, and the stop rule: the same, unless the rule looks everywhere."""
+    wants_logits = engine.policy.wants.logits
+    if not engine.looks_everywhere:
+        both = Predicted(slots, engine.predict(state, forward, slots, logits=wants_logits))
+        return both, both
+    everywhere = engine.whole(forward.hidden.shape[1])
+    all_of_it = engine.predict(state, forward, everywhere)
+    if wants_logits and not all_of_it.logits_BQV.shape[-1]:
+        own = engine.predict(state, forward, slots, logits=True)
+    else:
+        own = jax.tree.map(lambda x: _cut(engine, x, slots, first=everywhere.first), all_of_it)
+    return Predicted(slots, own), Predicted(everywhere, all_of_it)
 
-    def cut(x: Array) -> Array:
-        padded = jnp.pad(x, ((0, 0), (0, overhang)) + ((0, 0),) * (x.ndim - 2)) if overhang else x
-        return canvas.take_columns(padded, slots.first - wide.first, width=slots.width)
 
-    return jax.tree.map(cut, seen)
+def _cut(engine: Engine, x: Array, slots: Slots, *, first: Int[Array, ""]) -> Array:
+    """The policy's slots of an array that begins at a column; they may stick out."""
+    if not engine.blocks.on_grid:
+        x = jnp.pad(x, ((0, 0), (0, slots.width)) + ((0, 0),) * (x.ndim - 2))
+    return canvas.take_columns(x, slots.first - first, width=slots.width)
 
 
 def _view(engine: Engine, state: DecodeState, forward: Forward, slots: Slots) -> View:
@@ -139,14 +152,20 @@ def _view(engine: Engine, state: DecodeState, forward: Forward, slots: Slots) ->
 
 
 def _committed(
-    engine: Engine, state: DecodeState, commit: Commit, prediction: Prediction, view: View, *, slots: Slots,
+    engine: Engine,
+    state: DecodeState,
+    commit: Commit,
+    predicted: Predicted,
+    view: View,
+    *,
     counts_B: Bool[Array, "B"],
-) -> DecodeState:  # fmt: skip
+) -> DecodeState:
     """The state with the policy's tokens and what the blocks add to them, and without those it takes back."""
-    confidence_BQ, steps_B = prediction.confidence_BQ, state.nfe_B + 1
+    slots, confidence_BQ = predicted.slots, predicted.prediction.confidence_BQ
     score_BQ = confidence_BQ if commit.score_BQ is None else commit.score_BQ
     mask_BQ = engine.blocks.complete(commit.mask_BQ & view.open_BQ, score_BQ, view.open_BQ, engine.geometry)
-    state = write(state, slots, mask_BQ & counts_B[:, None], (commit.token_BQ, steps_B[:, None], confidence_BQ))
+    commit_step_B1 = state.nfe_B[:, None] + 1
+    state = write(state, slots, mask_BQ & counts_B[:, None], (commit.token_BQ, commit_step_B1, confidence_BQ))
     if commit.retract_BQ is not None:
         retract_BQ = commit.retract_BQ & view.block_BQ & ~view.open_BQ & counts_B[:, None]
         state = write(state, slots, retract_BQ, (engine.mask_id, 0, 0.0))
@@ -156,30 +175,48 @@ def _committed(
 
 
 def _stopped(
-    engine: Engine, before: DecodeState, state: DecodeState, commit: Commit, seen: Prediction, *, wide: Slots,
-    slots: Slots, counts_B: Bool[Array, "B"],
-) -> tuple[DecodeState, Bool[Array, "B"]]:  # fmt: skip
-    """The state after the stop rule, and the rows whose masks it committed, as far as it looked."""
+    engine: Engine,
+    before: DecodeState,
+    state: DecodeState,
+    commit: Commit,
+    predicted: Predicted,
+    *,
+    slots: Slots,
+    counts_B: Bool[Array, "B"],
+) -> tuple[DecodeState, Bool[Array, "B"]]:
+    """The state after the stop rule, and the rows whose masks it committed, as far as it looked.
+
+    Args:
+        engine: the decode's parts.
+        before: the state before the step.
+        state: with the policy's commits.
+        commit: the policy's answer.
+        predicted: where the rule looks.
+        slots: where the policy does.
+        counts_B: rows that may change.
+    """
     if engine.stop is None:
         return state, jnp.zeros_like(counts_B)
+    looked_at, prediction = predicted
 
     def open_of(state: DecodeState, end_B: Int[Array, "B"]) -> Bool[Array, "B S"]:
-        is_mask_BS = canvas.take_columns(state.tokens_BL, wide.first, width=wide.width) == engine.mask_id
-        return is_mask_BS & (wide.all() < end_B[:, None])
+        token_BS = canvas.take_columns(state.tokens_BL, looked_at.first, width=looked_at.width)
+        return (token_BS == engine.mask_id) & (looked_at.all() < end_B[:, None])
 
-    accepted_BS = jnp.zeros(seen.token_BQ.shape, bool)
+    accepted_BS = jnp.zeros(prediction.token_BQ.shape, bool)
     if commit.accepted_BQ is not None:
-        accepted_BS = canvas.put_columns(accepted_BS, commit.accepted_BQ, slots.first - wide.first)
+        accepted_BS = canvas.put_columns(accepted_BS, commit.accepted_BQ, slots.first - looked_at.first)
     length_B = before.end_B - engine.geometry.prompt_length
     decoded_B = 1 - engine.masked(before).sum(axis=1) / length_B
-    look = Look(seen, wide.all(), open_of(before, state.end_B), accepted_BS, decoded_B)
+    look = Look(prediction, looked_at.all(), open_of(before, state.end_B), accepted_BS, decoded_B)
     ending = engine.stop.apply(state.end_B, look)
     state = dataclasses.replace(state, end_B=jnp.where(counts_B, ending.end_B, state.end_B))
     if ending.fill_B is None:
         return state, jnp.zeros_like(counts_B)
     fill_B = ending.fill_B & counts_B
     mask_BS = open_of(state, state.end_B) & fill_B[:, None]
-    return write(state, wide, mask_BS, (seen.token_BQ, state.nfe_B[:, None] + 1, seen.confidence_BQ)), fill_B
+    new = (prediction.token_BQ, state.nfe_B[:, None] + 1, prediction.confidence_BQ)
+    return write(state, looked_at, mask_BS, new), fill_B
 
 
 def write(

@@ -18,14 +18,31 @@ from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeResult
 from dllm_jax.models.model import Model
 from dllm_jax.models.transformer import Transformer, TransformerConfig
-from dllm_jax.settings import DREAM_ORDERS, ApdSettings, DecodeSettings, DicoSettings
+from dllm_jax.settings import (
+    DREAM_ORDERS,
+    POLICY_FITS,
+    AdaptiveSettings,
+    ApdSettings,
+    CladSettings,
+    DawnSettings,
+    DecodeSettings,
+    DicoSettings,
+)
 from tests.traces import EOS, GOLDENS, MASK
 
 CHECKPOINTS = GOLDENS / "checkpoints"
 GEN_LENGTH, BLOCK_LENGTH, ONLY, BAD_ROW = 16, 8, 7, 1
 PROMPTS = [np.random.default_rng(seed).integers(0, 290, size=5 + 4 * seed).tolist() for seed in range(3)]
 AS_IT_IS, EQUAL, NAN, MASK_SUREST, ONE_TOKEN, ONLY_MASK, ONLY_EOS, NAN_ROW = range(8)  # what the model says
-POLICIES = ("low_confidence", "random", "threshold", "factor", "learn2pd", "dico", "apd", "leftright", *DREAM_ORDERS)
+POLICIES = (*(policy for policy in POLICY_FITS), "leftright")
+SPREAD = [  # rows whose open range moves, grows, or is chosen
+    ("threshold", {"blocks": "sliding", "cache": "sliding"}),
+    ("klass", {"blocks": "sliding"}),
+    ("low_confidence", {"blocks": "growing", "cache": "sliding"}),
+    ("threshold", {"blocks": "adaptive", "cache": "dual"}),
+    ("entropy_threshold", {"blocks": "pipelined"}),
+    ("threshold", {"stop": "eot+settled"}),
+]
 PLAIN = {"cache": "none", "stop": "none", "temperature": 0.0}
 
 
@@ -76,7 +93,8 @@ def decoded(policy: str, what: int, **settings: Any) -> tuple[DecodeResult, int]
             steps=steps, batch_size=4, **given,
         ),
         apd=ApdSettings(kv_window=3, max_lookahead=6, tokens_per_step=2 if policy == "leftright" else 0),
-        dico=DicoSettings(max_divide_steps=2),
+        dico=DicoSettings(max_divide_steps=2), dawn=DawnSettings(layers=2), clad=CladSettings(layers=2),
+        adaptive=AdaptiveSettings(delimiters="7,40"),
     )  # fmt: skip
     sizes = {"linear1": (4, BLOCK_LENGTH), "linear2": (BLOCK_LENGTH, 4)}
     arrays = {f"{name}.weight": np.full(size, 0.1, np.float32) for name, size in sizes.items()}
@@ -95,6 +113,8 @@ def decoded(policy: str, what: int, **settings: Any) -> tuple[DecodeResult, int]
         ("threshold", {"cache": "dual"}),
         ("low_confidence", {"stop": "eot"}),
         ("entropy", {"temperature": 0.8}),
+        ("wino", {"temperature": 0.8}),
+        *SPREAD,
     ],
     ids=str,
 )
@@ -121,7 +141,7 @@ def test_no_model_makes_a_policy_run_on(policy: str, settings: dict[str, Any]) -
 
 @pytest.mark.parametrize(
     ("policy", "settings"),
-    [*((policy, {}) for policy in POLICIES), ("threshold", {"cache": "dual"}), ("dico", {"cache": "prefix"})],
+    [*((policy, {}) for policy in POLICIES), ("threshold", {"cache": "dual"}), ("dico", {"cache": "prefix"}), *SPREAD],
     ids=str,
 )
 def test_a_row_that_fails_harms_no_other(policy: str, settings: dict[str, Any]) -> None:

@@ -56,6 +56,7 @@ NAMES = {  # the published argument -> the setting
 POLICIES = {"dsb": "threshold", "decay": "threshold", "adablock": "threshold", "multi": "entropy_threshold"}
 # Logits of two float32 implementations differ by as much as from float64, up to 1e-4 (section A).
 CLOSE = {"rtol": 1e-5, "atol": 1e-4}
+DIVERGENCE_CLOSE = {"rtol": 1e-5, "atol": 4e-4}  # each of two logarithms by that of a logit and of a normalisation
 
 
 def config(case: Case) -> Config:
@@ -148,7 +149,8 @@ def compare(case: Case, seen: dict[str, np.ndarray], step: int) -> None:
     for name in ("confidence", "candidate", "divergence", "fused_confidence", "fused_candidate", "entropy"):
         if name in want and case.meta["policy"] not in ("wino", "multi"):
             ours = seen[name][seen["block"]]
-            np.testing.assert_allclose(ours, want[name][step][: len(ours)], **CLOSE, err_msg=f"{name}, step {step}")
+            close = DIVERGENCE_CLOSE if name == "divergence" else CLOSE
+            np.testing.assert_allclose(ours, want[name][step][: len(ours)], **close, err_msg=f"{name}, step {step}")
     width = want["trace"].shape[2]
     if "attention_column_mean" in want:
         ours = seen["attention_column_mean"]

@@ -13,10 +13,10 @@ from dllm_jax.checkpoints.filters import Filter
 from dllm_jax.config import Config
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.decoding.stopping import EndOfText, Look
+from dllm_jax.decoding.stopping import EndOfText, Look, Settled
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.filter import ConfidenceFilter, FilterConfig
-from dllm_jax.settings import DecodeSettings, DicoSettings, EotSettings, ThresholdSettings
+from dllm_jax.settings import DecodeSettings, DicoSettings, EotSettings, SettledSettings, ThresholdSettings
 from tests.traces import EOS, GOLDENS, carries
 from tests.views import a_prediction
 
@@ -37,7 +37,7 @@ def random_filter(block_length: int) -> Filter:
 def decoder(
     policy: str, cache: str, *, stop: str = "eot", min_confidence: float = 0.0, checkpoint: str = "llada-tiny",
     gen_length: int = 48, block_length: int = 16, cfg_scale: float = 0.0, batch_size: int = len(PROMPTS),
-    mesh: Mesh | None = None,
+    mesh: Mesh | None = None, settled: tuple[float, float] = (7.5, 2.5),
 ) -> Decoder:  # fmt: skip
     decode = DecodeSettings(
         policy=policy,
@@ -52,6 +52,7 @@ def decoder(
         decode=decode,
         threshold=ThresholdSettings(0.6),
         eot=EotSettings(min_confidence),
+        settled=SettledSettings(*settled),
         dico=DicoSettings(seed_threshold=0.02, low_threshold=0.1, margin=1.0),
     )
     model = load_model(GOLDENS / "checkpoints" / checkpoint, mesh=mesh)
@@ -165,3 +166,63 @@ def test_where_a_row_is_cut() -> None:
     assert end([7, 7, 0, 0, 0, 7], sure, [2, 4], least=0.4) == 14  # neither is confident enough
     assert end([7, 7, 7, 7, 0, 7], sure, [], least=0.21) == 16
     assert end([0, 0, 0, 0, 0, 0], [0.5] * 6, []) == 11  # of equals the first
+
+
+def test_when_a_row_has_settled() -> None:
+    """Thresholds fall from 8 to 4; the row is half decoded. Positions behind its end and known ones do not count."""
+    rule = Settled(early=jnp.float32(8), late=jnp.float32(4))
+    open_BS, columns_BS = jnp.array([[True, True, False, True]]), jnp.arange(10, 14)[None]
+
+    def fills(margins: list[float], *, decoded: float, end: int = 14) -> bool:
+        prediction = a_prediction(jnp.ones((1, 4)), margin_BQ=jnp.array([margins]))
+        look = Look(prediction, columns_BS, open_BS, ~open_BS, decoded_B=jnp.array([decoded]))
+        ending = rule.apply(jnp.array([end]), look)
+        assert ending.end_B.tolist() == [end]
+        assert ending.fill_B is not None
+        return bool(ending.fill_B[0])
+
+    assert fills([5.0, 6.0, 0.0, 7.0], decoded=0.5)
+    assert not fills([5.0, 6.0, 99.0, 6.9], decoded=0.5)
+    assert fills([5.0, 6.0, 0.0, 6.9], decoded=0.6)
+    assert not fills([5.0, 6.0, 0.0, 7.0], decoded=0.4)
+    assert fills([6.0, 6.0, 0.0, -99.0], decoded=0.5, end=13)
+    assert (
+        not rule.never()
+        .apply(
+            jnp.array([14]), Look(a_prediction(jnp.ones((1, 4))), columns_BS, open_BS, open_BS, decoded_B=jnp.ones(1))
+        )
+        .fill_B.any()
+    )
+
+
+@pytest.mark.parametrize(("cache", "forwards"), [("none", 1), ("dual", 3)])
+def test_a_settled_row_commits_all_that_a_forward_predicts(cache: str, forwards: int) -> None:
+    """Everything without a cache, else the block."""
+    decode = decoder("low_confidence", cache, stop="settled", settled=(0.0, 0.0))
+    result = decode(PROMPTS)
+    assert result.nfe_B.tolist() == [forwards] * len(PROMPTS)
+    steps_G = np.repeat(np.arange(1, forwards + 1), 48 // forwards)
+    np.testing.assert_array_equal(result.commit_step_BG, [steps_G] * len(PROMPTS))
+    assert not result.masks_left_B.any()
+
+
+def test_rules_compose() -> None:
+    cut = decoder("low_confidence", "none", stop="eot")(PROMPTS)
+    both = decoder("low_confidence", "none", stop="eot+settled", settled=(0.0, 0.0))(PROMPTS)
+    assert both.nfe_B.tolist() == [1] * len(PROMPTS)
+    ends = decoder("low_confidence", "none", stop="eot+settled", settled=(1e9, 1e9))(PROMPTS)
+    for field in FIELDS:  # nothing settles
+        np.testing.assert_array_equal(getattr(ends, field), getattr(cut, field), err_msg=field)
+    is_text_BG = np.arange(48)[None, :] < both.end_B[:, None]
+    np.testing.assert_array_equal(both.commit_step_BG, is_text_BG.astype(int))
+
+
+@pytest.mark.parametrize("cache", ["none", "prefix"])
+def test_rows_settle_on_their_own(cache: str) -> None:
+    decode = decoder("threshold", cache, stop="settled", settled=(3.0, 0.5))
+    batch = decode(PROMPTS)
+    for row, prompt in enumerate(PROMPTS):
+        alone = decode([prompt], rows=[row])
+        for field in FIELDS:
+            np.testing.assert_array_equal(getattr(batch, field)[row], getattr(alone, field)[0], err_msg=field)
+    assert batch.nfe_B.sum() < decoder("threshold", cache, stop="none")(PROMPTS).nfe_B.sum()
