@@ -80,8 +80,14 @@ def test_an_int_is_a_fine_float() -> None:
         ("decode.steps", 64, "decode.steps: expected a multiple of the number of blocks 3, got 64"),
         ("decode.stop", "eos", "decode.stop: expected one of none, eot, settled, eot+settled, got 'eos'"),
         ("learn2pd.threshold", 1.5, "learn2pd.threshold: expected 0 to 1, got 1.5"),
+        ("threshold.decay", 1.5, "threshold.decay: expected 0 to 1, got 1.5"),
+        ("klass.history", 0, "klass.history: expected at least 1, got 0"),
+        ("dawn.edge", 0.0, "dawn.edge: expected above 0, got 0.0"),
+        ("r2.stable_by", "first", "r2.stable_by: expected one of last, ave, max, got 'first'"),
+        ("decode.top_p", 1.5, "decode.top_p: expected above 0 and at most 1, got 1.5"),
+        ("decode.eps", 1.0, "decode.eps: expected above 0 and below 1, got 1.0"),
         ("eot.min_confidence", -0.1, "eot.min_confidence: expected 0 to 1, got -0.1"),
-        ("bench.eos_logit", 5.0, "bench.eos_logit: expected 0 without model.preset, got 5.0"),
+        ("bench.eos_logit", 5.0, "bench.eos_logit: expected 0 without model.preset or with model.quantize, got 5.0"),
     ],
 )
 def test_bad_setting_names_field_expected_and_got(name: str, value: object, expected: str) -> None:
@@ -98,6 +104,21 @@ def test_bad_setting_names_field_expected_and_got(name: str, value: object, expe
         (
             {"stop": "eot", "confidence_eos_eot_inf": True},
             "decode.confidence_eos_eot_inf: expected False with decode.s",
+        ),
+        ({"policy": "wino", "cache": "dual"}, "decode.cache: expected none with decode.policy wino, got 'dual'"),
+        ({"policy": "dico", "blocks": "growing"}, "decode.blocks: expected aligned with decode.policy dico, got 'g"),
+        (
+            {"blocks": "sliding", "cache": "dual"},
+            "decode.cache: expected one of none, sliding with decode.blocks sliding, got 'dual'",
+        ),
+        (
+            {"cache": "sliding"},
+            "decode.cache: expected one of none, prefix, dual, window with decode.blocks aligned, got 'sliding'",
+        ),
+        ({"blocks": "adaptive"}, "adaptive.delimiters: expected token ids like 198,13, got ''"),
+        (
+            {"blocks": "adaptive", "cache": "dual", "compat": "reference"},
+            "decode.compat: expected none with decode.blocks adaptive and decode.cache dual, got 'reference'",
         ),
         ({"stop": "eot", "cache": "dual", "compat": "reference"}, "decode.compat: expected none with decode.stop eot"),
         (
