@@ -15,6 +15,7 @@ from dllm_jax.errors import UsageError
 from dllm_jax.models.registry import PRESETS
 from dllm_jax.settings import DREAM_ORDERS, DecodeSettings
 from tests.traces import GOLDENS
+from tests.views import a_view
 
 DREAM = GOLDENS / "checkpoints" / "dream-tiny"
 NOISE = KeyedNoise(jax.random.key(0))
