@@ -96,7 +96,7 @@ def test_batch_sizes_are_a_list_of_numbers() -> None:
 
 def test_the_policy_works_on_but_no_row_leaves() -> None:
     one = jnp.array([[1]])
-    commit = Commit(mask_BQ=one > 0, token_BQ=one, leave_B=jnp.array([True]), rows=(), end_B=jnp.array([0]))
+    commit = Commit(mask_BQ=one > 0, token_BQ=one, leave_B=jnp.array([True]), policy_state=(), end_B=jnp.array([0]))
     policy = Mock(**{"commit.return_value": commit})
     endless = Endless(policy).commit((), None, None, None)
     assert endless[:2] == commit[:2]

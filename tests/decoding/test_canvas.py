@@ -5,7 +5,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_jax.decoding.caching import BlockCache, no_widths, prefix_widths
+from dllm_jax.decoding.blocks import Aligned, Sliding
+from dllm_jax.decoding.caching import BlockCache, NoCache
 from dllm_jax.decoding.canvas import Geometry, between, bucketed_prompt_length, pad_prompts, positions
 from dllm_jax.decoding.generate import with_slack
 
@@ -51,9 +52,10 @@ def test_buckets_grow_with_the_prompts() -> None:
 
 def test_slack_rounds_the_columns_of_a_cache_up() -> None:
     geometry = Geometry(prompt_length=64, gen_length=320, block_length=32)
-    cache = BlockCache(prefix_widths, lead=1)
+    cache = BlockCache(runs_suffix=True, block_width=geometry.block_length, lead=1)
     needed = cache.columns(geometry)
     assert needed > geometry.length
-    assert with_slack(geometry, cache, multiple=1).columns == needed
-    assert with_slack(geometry, cache, multiple=128).columns == 512
-    assert with_slack(geometry, BlockCache(no_widths, lead=0), multiple=128).columns == geometry.length
+    assert with_slack(geometry, cache, Aligned(), multiple=1).columns == needed
+    assert with_slack(geometry, cache, Aligned(), multiple=128).columns == 512
+    assert with_slack(geometry, NoCache(), Aligned(), multiple=128).columns == geometry.length
+    assert with_slack(geometry, NoCache(), Sliding(48), multiple=1).columns == geometry.length + 48
