@@ -211,37 +211,23 @@ class Engine:
     def look_closer(self, state: DecodeState, slots: Slots, *, length: int) -> tuple[Forward, Cache]:
         """A forward of the canvas with what the policy wants besides: attention, or shadows behind the canvas."""
         wants, shift = self.policy.wants, self.model.config.logit_shift
-        real_BS = canvas.between(state.pad_B, state.end_B, columns=length)
         tokens_BT, columns = state.tokens_BL[:, :length], jnp.arange(length)[None]
-        pattern_BTS = None
+        real_BT, pattern_BTT = canvas.between(state.pad_B, state.end_B, columns=length), None
         if wants.shadow:
-            masks_BQ = jnp.full((len(tokens_BT), slots.width), self.mask_id, tokens_BT.dtype)
-            tokens_BT = jnp.concatenate([tokens_BT, masks_BQ], axis=1)
-            pattern_BTS = self._paired(shadows.pattern(real_BS, slots.all()))
-            first = jnp.broadcast_to(slots.first, (len(tokens_BT),))
-            columns = jnp.concatenate(
-                [
-                    jnp.broadcast_to(columns, (len(tokens_BT), length)),
-                    canvas.columns_from(first - shift, width=slots.width),
-                ],
-                axis=1,
-            )
-            real_BS = jnp.pad(real_BS, ((0, 0), (0, slots.width)), constant_values=True)
+            both = shadows.shadowed(tokens_BT, real_BT, slots.all(), mask_id=self.mask_id, shift=shift)
+            tokens_BT, columns, real_BT, pattern_BTT = both
         if self.sampler.guided:
             is_prompt = columns < self.geometry.prompt_length
             tokens_BT = paired(tokens_BT, jnp.where(is_prompt, self.mask_id, tokens_BT))
-        watch = None
-        if wants.attention:
-            watch = Watch(self._paired(slots.first - shift), slots.width, wants.attention)
         hidden, cache, looks = self.model.watched(
             tokens_BT,
             self._paired(canvas.positions(columns, state.pad_B)),
-            real_BS=self._paired(real_BS),
-            pattern_BTS=pattern_BTS,
-            watch=watch,
+            real_BS=self._paired(real_BT),
+            pattern_BTS=None if pattern_BTT is None else self._paired(pattern_BTT),
+            watch=Watch(self._paired(slots.first - shift), slots.width, wants.attention) if wants.attention else None,
         )
         if looks is not None and self.sampler.guided:
-            looks = jax.tree.map(lambda x: x[::2], looks)
+            looks = jax.tree.map(lambda x: x[::2], looks)  # of the rows with their prompt
         shadow = hidden[:, length:] if wants.shadow else None
         return Forward(hidden[:, :length], jnp.int32(0), looks, shadow), cache
 
