@@ -13,6 +13,7 @@ from dllm_jax.config import Config, from_config_dict, to_config_dict
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.errors import UsageError
+from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import Model
 from dllm_jax.settings import POLICY_FITS
 from tests.traces import EOS, GOLDENS, MASK, carries
@@ -164,3 +165,17 @@ def test_delimiters_are_tokens_of_the_model() -> None:
     wrong = dataclasses.replace(settings, adaptive=dataclasses.replace(settings.adaptive, delimiters="3,320"))
     with pytest.raises(UsageError, match=r"adaptive\.delimiters: expected ids from 0 to 319, got 320"):
         Decoder(model("llada-tiny"), wrong)
+
+
+@pytest.mark.parametrize(
+    ("policy", "cache", "blocks"),
+    [("dawn", "none", "aligned"), ("credit", "sliding", "sliding"), ("wino", "none", "aligned")],
+)
+def test_tokens_do_not_depend_on_the_mesh(policy: str, cache: str, blocks: str) -> None:
+    """Heads, vocabulary and rows are split."""
+    settings = config(policy, cache, blocks, cfg_scale=0.5)
+    one = Decoder(model("llada-tiny-gqa"), settings)(PROMPTS)
+    path = GOLDENS / "checkpoints" / "llada-tiny-gqa"
+    split = Decoder(load_model(path, mesh=make_mesh(data=2, fsdp=1, tensor=4)), settings)(PROMPTS)
+    for field in FIELDS:
+        np.testing.assert_array_equal(getattr(split, field), getattr(one, field), err_msg=field)
