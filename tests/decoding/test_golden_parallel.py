@@ -1,6 +1,5 @@
 """Fourteen published rules for parallel commits reproduced step by step, and what they saw: golden section H."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -81,12 +80,14 @@ def config(case: Case) -> Config:
     return from_config_dict(values)
 
 
+TOLD: list[dict[str, np.ndarray]] = []  # what the policy saw in every forward; one list, so that cases share programs
+
+
 @struct.dataclass
 class Watched(Policy):
     """A policy that tells what it sees at every step."""
 
     policy: Policy
-    tell: Callable[[dict[str, Any]], None] = struct.field(pytree_node=False)
 
     @property
     def wants(self) -> Wants:
@@ -112,24 +113,29 @@ class Watched(Policy):
         if view.shadow_BQ is not None:
             assert commit.retract_BQ is not None
             seen |= {"shadow_confidence": view.shadow_BQ, "remask": commit.retract_BQ & view.block_BQ & ~view.open_BQ}
-        jax.debug.callback(self.tell, {name: x[0] for name, x in seen.items()}, ordered=True)
+        jax.debug.callback(tell, {name: x[0] for name, x in seen.items()}, ordered=True)
         return commit
+
+
+def tell(seen: dict[str, Any]) -> None:
+    TOLD.append(jax.tree.map(np.asarray, seen))
 
 
 @pytest.mark.parametrize("case", cases("H_parallel"), ids=lambda case: case.name)
 def test_trace_is_the_references(case: Case, golden) -> None:
     want, (prompt,) = case.arrays, case.arrays["prompt"]
-    trace, told = want["trace"][:, 0], []
+    trace = want["trace"][:, 0]
     decoder = Decoder(load_model(case.checkpoint), config(case))
-    decoder.policy = Watched(decoder.policy, lambda seen: told.append(jax.tree.map(np.asarray, seen)))
+    decoder.policy = Watched(decoder.policy)
+    TOLD.clear()
     result = decoder([prompt.tolist()])
     jax.effects_barrier()
-    assert result.nfe_B[0] == len(told) == len(trace)
+    assert result.nfe_B[0] == len(TOLD) == len(trace)
     np.testing.assert_array_equal(result.tokens_BG[0], want["final"][0, len(prompt) :])
     np.testing.assert_array_equal(result.commit_step_BG[0], last_commits(trace[:, len(prompt) :]))
     if case.meta["policy"] != "wino":  # whose canvases do not follow from what stands in the end
         np.testing.assert_array_equal(rebuilt_trace(result, prompt, 0), trace)
-    for step, seen in enumerate(told):
+    for step, seen in enumerate(TOLD):
         compare(case, seen, step)
     golden(case)
 
