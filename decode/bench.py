@@ -23,7 +23,8 @@ from dllm_jax.data.outputs import check_writable, replace_file
 def main(config: Config) -> None:
     """Measures, prints tables and writes the numbers."""
     from dllm_jax.bench import report  # imports JAX: only after the flags are parsed
-    from dllm_jax.checkpoints.fingerprint import check_apart, sources
+    from dllm_jax.checkpoints.fingerprint import check_apart
+    from dllm_jax.identity import sources
 
     path, *others = check_writable(config.output.path, ("",)) if config.output.path else [None]
     if path:

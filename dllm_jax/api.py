@@ -12,12 +12,11 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from dllm_jax.checkpoints import filters
 from dllm_jax.checkpoints.load import load_model
-from dllm_jax.config import Config, from_config_dict
+from dllm_jax.config import Config, from_config_dict, validate
 from dllm_jax.decoding.generate import Decoder, decode_all
+from dllm_jax.decoding.policies.build import companions_of, every_companion
 from dllm_jax.decoding.state import DecodeResult
-from dllm_jax.decoding.vocabulary import check_shared
 from dllm_jax.errors import UsageError
 from dllm_jax.models.model import Model, computing
 
@@ -71,6 +70,7 @@ def decode(
     config: Config | ConfigDict,
     verifier: Model | None = None,
     filter_params: Mapping[str, Any] | None = None,
+    **companions: Any,
 ) -> DecodeResult:
     """Decodes prompts of any number and length.
 
@@ -81,6 +81,7 @@ def decode(
         verifier: a causal model over the same tokens from `load_model`, for the policy `apd`.
         filter_params: the arrays of a filter, linear1.weight [width, block_length], linear1.bias [width] and so on, for
             the policy `learn2pd`; default: those in `filter.path`.
+        companions: networks of other policies, by the `argument` of their companions.
 
     Returns:
         Tokens and counts per prompt, in the order given.
@@ -90,14 +91,17 @@ def decode(
     """
     _check_type(model, "model", Model, "a model from load_model")
     _check_type(config, "config", Config | ConfigDict, "a Config or ConfigDict")
-    _check_type(verifier, "verifier", Model | None, "a model from load_model")
-    _check_type(filter_params, "filter_params", Mapping | None, "arrays by name")
+    given = _given({"verifier": verifier, "filter_params": filter_params, **companions})
     rows = _rows(prompts, "prompts")
     config = from_config_dict(config) if isinstance(config, ConfigDict) else config
-    filter_ = filters.open_filter(config) if filter_params is None else filters.from_arrays(filter_params)
-    decoder = Decoder(model, config, verifier=verifier, filter_=filter_)
-    if decoder.verifier:
-        check_shared(model, decoder.verifier, model_tokens=None, verifier_tokens=None)
+    validate(config)
+    wanted = companions_of(config)
+    for companion in wanted:
+        if companion.name not in given and not companion.handed_over:
+            given[companion.name] = companion.open(config, model.mesh)
+    decoder = Decoder(model, config, **given)
+    for companion in wanted:
+        companion.check_tokens(decoder.companions[companion.name], model, model_tokens=None, tokens=None)
     _check_ids(rows, "prompts", vocab_size=model.config.vocab_size)
     for index, row in enumerate(rows):
         try:
@@ -105,6 +109,20 @@ def decode(
         except UsageError as error:
             raise UsageError(f"prompts[{index}]: {error}") from None
     return decode_all(decoder, rows)
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The networks given as arguments, by the names of their companions; None is none."""
+    by_argument = {companion.argument: companion for companion in every_companion().values()}
+    given = {}
+    for argument, value in arguments.items():
+        if argument not in by_argument:
+            raise TypeError(f"decode() got an unexpected keyword argument {argument!r}")
+        if value is not None:
+            companion = by_argument[argument]
+            _check_type(value, argument, companion.kind, companion.told)
+            given[companion.name] = companion.accept(value)
+    return given
 
 
 def _check_type(value: Any, name: str, kind: Any, expected: str) -> None:

@@ -173,8 +173,3 @@ def check_values(config: Any) -> None:
     """
     for section in dataclasses.fields(config):
         check_fields(section.name, getattr(config, section.name))
-
-
-def wants_verifier(config: Config) -> bool:
-    """Whether the decoding needs a second, causal model."""
-    return config.decode.policy == "apd" and not config.apd.tokens_per_step

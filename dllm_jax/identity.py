@@ -3,15 +3,18 @@
 import dataclasses
 import hashlib
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
 import dllm_jax
 from dllm_jax.checkpoints import fingerprint
+from dllm_jax.checkpoints.load import resolve
 from dllm_jax.config import Config
 from dllm_jax.data.outputs import VERSION
 from dllm_jax.data.prompts import Prompt
+from dllm_jax.decoding.policies.build import companions_of, every_companion
 
 
 def identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh, *, command: str) -> dict[str, Any]:
@@ -39,15 +42,29 @@ def basis(config: Config, mesh: Mesh, *, sections: Collection[str] = ()) -> dict
     settings = dataclasses.asdict(config)
     for name in ("input", "output", "bench", "plan"):
         del settings[name]
-    for name in ("model", "tokenizer", "verifier", "filter"):
+    for name in ("model", "tokenizer", *every_companion()):
         del settings[name]["path"]  # its content stands under files
     del settings["model"]["verify"]
     return {
         VERSION: dllm_jax.__version__,
         "platform": mesh.devices.flat[0].platform,
-        "files": fingerprint.fingerprint(fingerprint.sources(config)),
+        "files": fingerprint.fingerprint(sources(config)),
         **{name: section for name, section in settings.items() if not sections or name in sections},
     }
+
+
+def sources(config: Config) -> dict[str, Path]:
+    """Setting -> the file or folder it stands for, of every checkpoint that the job reads.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = {}
+    if not config.model.preset:
+        found["model.path"] = resolve(config.model.path)
+    if config.tokenizer.path:
+        found["tokenizer.path"] = resolve(config.tokenizer.path, field="tokenizer.path")
+    return found | {each.field: each.place(config) for each in companions_of(config) if each.is_named(config)}
 
 
 def digest(prompts: Sequence[Prompt], *, with_answers: bool) -> str:

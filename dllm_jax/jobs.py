@@ -16,21 +16,20 @@ from jax.sharding import Mesh
 
 import dllm_jax
 from dllm_jax.checkpoints import fingerprint
-from dllm_jax.checkpoints.filters import open_filter
 from dllm_jax.checkpoints.load import load_model, resolve
 from dllm_jax.config import Config
 from dllm_jax.data.outputs import Finished, ResultFile, Row
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
 from dllm_jax.decoding import end_tokens, text
 from dllm_jax.decoding.generate import Decoder
+from dllm_jax.decoding.policies.build import companions_of, open_companions
 from dllm_jax.decoding.state import DecodeResult, Timing
-from dllm_jax.decoding.vocabulary import check_shared
 from dllm_jax.errors import UsageError
-from dllm_jax.identity import identity
+from dllm_jax.identity import identity, sources
 from dllm_jax.memory import bytes_per_device, check_fits
 from dllm_jax.mesh import weight_shardings
 from dllm_jax.models.model import Model, abstract_model, random_model
-from dllm_jax.placement import decode_mesh, model_shape, verifier_folder
+from dllm_jax.placement import decode_mesh, model_shape
 from dllm_jax.places import only_writer
 from dllm_jax.progress import for_people
 from dllm_jax.settings import TokenizerSettings
@@ -120,7 +119,7 @@ def opened(config: Config, *, field: str) -> Iterator[ResultFile | None]:
         yield None
         return
     file = ResultFile(config.output, field=field)
-    places = fingerprint.sources(config)
+    places = sources(config)
     if config.input.path:
         places["input.path"] = Path(config.input.path)
     fingerprint.check_apart(file.names, places, field=field)
@@ -145,13 +144,12 @@ def prepare(
     Raises:
         UsageError: prompts, model or tokenizer do not work out.
     """
-    verifier, filter_ = open_verifier(config, mesh), open_filter(config)
+    companions = open_companions(config, mesh)
     model = open_model(config, mesh)
     codec = load_codec(config, model)
-    if verifier:
-        _check_tokens(model, verifier, codec=codec)
+    _check_tokens(model, companions, config=config, codec=codec)
     end_ids = end_tokens.end_tokens(model.config, codec, setting=config.model.eot_token_id)
-    decoder = Decoder(model, config, verifier=verifier, filter_=filter_, end_ids=end_ids)
+    decoder = Decoder(model, config, end_ids=end_ids, **companions)
     kept, tokens = [], []
     for prompt in prompts:
         with bad.line(prompt.line):
@@ -268,27 +266,16 @@ def open_model(config: Config, mesh: Mesh) -> Model:
     return random_model(shape, dtype=dtype, mesh=mesh, seed=config.decode.seed)
 
 
-def open_verifier(config: Config, mesh: Mesh) -> Model | None:
-    """The checkpoint of verifier.path, if the decoding needs one.
-
-    Raises:
-        UsageError: there is none.
-    """
-    path, settings = verifier_folder(config), config.model
-    if not path:
-        return None
-    return load_model(path, dtype=settings.dtype, mesh=mesh, verify=settings.verify, field="verifier.path")
-
-
-def _check_tokens(model: Model, verifier: Model, *, codec: text.TextCodec | None) -> None:
-    """Compares the tokens of model and verifier."""
-    theirs = text.load(resolve(verifier.path, field="verifier.path"), TokenizerSettings(chat_template="off"))
-    check_shared(
-        model,
-        verifier,
-        model_tokens=codec.tokenizer.get_vocab() if codec else None,
-        verifier_tokens=theirs.tokenizer.get_vocab() if theirs else None,
-    )
+def _check_tokens(model: Model, networks: Mapping[str, Any], *, config: Config, codec: text.TextCodec | None) -> None:
+    """Compares the tokens of the model with those of the policy's own networks."""
+    for companion in companions_of(config):
+        theirs = text.load(companion.place(config), TokenizerSettings(chat_template="off"))
+        companion.check_tokens(
+            networks[companion.name],
+            model,
+            model_tokens=codec.tokenizer.get_vocab() if codec else None,
+            tokens=theirs.tokenizer.get_vocab() if theirs else None,
+        )
 
 
 def load_codec(config: Config, model: Model) -> text.TextCodec | None:

@@ -6,7 +6,7 @@ Weights are exact. Keys, values and temporaries are estimated with `MARGIN`; `de
 import dataclasses
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import jax
@@ -16,11 +16,12 @@ from jax.sharding import AbstractMesh, Mesh
 
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.load import dtype_on, resolve, tuned
-from dllm_jax.config import Config, wants_verifier
+from dllm_jax.config import Config
 from dllm_jax.decoding.build import build_blocks, build_cache
 from dllm_jax.decoding.caching import shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length
 from dllm_jax.decoding.generate import length_multiple, with_slack
+from dllm_jax.decoding.policies.build import companions_of
 from dllm_jax.errors import UsageError
 from dllm_jax.memory import bytes_per_device, device_bytes
 from dllm_jax.mesh import MESH_AXES, batch_multiple, make_mesh, weight_shardings
@@ -39,7 +40,7 @@ class Shapes(NamedTuple):
     """The models of a decode, as their config.json files describe them."""
 
     model: TransformerConfig
-    verifier: TransformerConfig | None
+    companions: Mapping[str, TransformerConfig]  # of the policy, by name; without those that are small
     dtype: np.dtype
     platform: str
 
@@ -51,9 +52,8 @@ class Shapes(NamedTuple):
             UsageError: there is no such model.
         """
         model, dtype = model_shape(config, platform=platform)
-        folder = verifier_folder(config)
-        verifier = files.read_config(resolve(folder, field="verifier.path")) if folder else None
-        return cls(model, verifier and tuned(verifier, platform=platform), dtype, platform)
+        shapes = {each.name: each.shape(config, platform=platform) for each in companions_of(config)}
+        return cls(model, {name: shape for name, shape in shapes.items() if shape}, dtype, platform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,21 +103,6 @@ def model_shape(config: Config, *, platform: str) -> tuple[TransformerConfig, np
     return tuned(shape, platform=platform, quantize=settings.quantize), dtype
 
 
-def verifier_folder(config: Config) -> str:
-    """verifier.path, "" if the decoding needs no verifier.
-
-    Raises:
-        UsageError: it needs one, and none is given.
-    """
-    if not wants_verifier(config):
-        return ""
-    if not config.verifier.path:
-        raise UsageError(
-            "verifier.path: expected a causal model for decode.policy apd (or apd.tokens_per_step), got none"
-        )
-    return config.verifier.path
-
-
 def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int) -> Footprint:
     """Estimates what decoding takes on every device of a mesh.
 
@@ -130,9 +115,9 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
         prompt_length: tokens of the longest prompt.
     """
     decode, dtype, platform = config.decode, shapes.dtype, shapes.platform
-    model, verifier = on_mesh(shapes.model, mesh), shapes.verifier and on_mesh(shapes.verifier, mesh)
+    model, others = on_mesh(shapes.model, mesh), [on_mesh(each, mesh) for each in shapes.companions.values()]
     multiple = length_multiple(platform)
-    most = min(each.max_length for each in (model, verifier) if each) - decode.gen_length
+    most = min(each.max_length for each in (model, *others)) - decode.gen_length
     padded = bucketed_prompt_length(
         prompt_length, decode.gen_length, multiple=multiple, waste=decode.bucket_waste, most=most
     )
@@ -164,9 +149,9 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
     canvases = shorter_canvases(geometry, multiple=multiple) if "eot" in decode.stop and not widths else (geometry,)
     code = CODE * (len(canvases) + len(widths))
     temporaries = scores + activations + logits + (code if platform == "tpu" else 0)
-    if verifier:
-        weights, cache = weights + _weights(verifier, dtype, mesh), cache + key_values(verifier, batch)
-        temporaries += 2 * batch * slots * share(verifier.vocab_size) * 4
+    for other in others:
+        weights, cache = weights + _weights(other, dtype, mesh), cache + key_values(other, batch)
+        temporaries += 2 * batch * slots * share(other.vocab_size) * 4
     return Footprint(weights, cache, temporaries)
 
 

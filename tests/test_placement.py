@@ -99,7 +99,7 @@ ON_CHIP = 0.3  # GiB that the compiler may keep out of main memory
 def test_the_estimate_is_near_what_the_compiler_plans(
     settings: dict[str, object], prompt_length: int, planned: float
 ) -> None:
-    shapes = Shapes(PRESETS["llada_8b"], None, jnp.dtype("bfloat16"), "tpu")
+    shapes = Shapes(PRESETS["llada_8b"], {}, jnp.dtype("bfloat16"), "tpu")
     made = footprint(llada(**settings), shapes, make_mesh(data=1, tensor=8), prompt_length=prompt_length)
     assert made.weights / GIB == pytest.approx(1.87, abs=0.01)
     estimate = (made.total - made.weights) / GIB
@@ -108,9 +108,9 @@ def test_the_estimate_is_near_what_the_compiler_plans(
 
 def test_a_verifier_counts() -> None:
     config = llada(policy="apd", cache="window")
-    shapes = Shapes(PRESETS["llada_8b"], None, jnp.dtype("bfloat16"), "gpu")
+    shapes = Shapes(PRESETS["llada_8b"], {}, jnp.dtype("bfloat16"), "gpu")
     made = functools.partial(footprint, config, mesh=make_mesh(data=1), prompt_length=256)
-    alone, both = made(shapes), made(shapes._replace(verifier=PRESETS["qwen2_0_5b"]))
+    alone, both = made(shapes), made(shapes._replace(companions={"verifier": PRESETS["qwen2_0_5b"]}))
     assert (both.weights - alone.weights) / 2 == pytest.approx(494e6, rel=0.01)  # its parameters
     assert both.cache > alone.cache
     assert Footprint(10, 20, 30).total == 65

@@ -20,12 +20,12 @@ from dllm_jax.bench.estimate import estimate
 from dllm_jax.bench.measure import StepKind, step_cost, step_kinds
 from dllm_jax.bench.report import markdown_table
 from dllm_jax.checkpoints import layout
-from dllm_jax.checkpoints.filters import open_filter
 from dllm_jax.chips import GPUS, TPUS
 from dllm_jax.config import Config
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.engine import Engine
 from dllm_jax.decoding.generate import Decoder
+from dllm_jax.decoding.policies.build import companions_of
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.errors import UsageError
 from dllm_jax.hlo import ArrayType, Moved, Program
@@ -141,8 +141,11 @@ def _decoder(config: Config, mesh: Mesh) -> Decoder:
     """A decoder whose models are shapes; it refuses what the real one would."""
     shapes = Shapes.of(config, platform=mesh.devices.flat[0].platform)
     model = shape_model(shapes.model, dtype=shapes.dtype, mesh=mesh)
-    verifier = shape_model(shapes.verifier, dtype=shapes.dtype, mesh=mesh) if shapes.verifier else None
-    return Decoder(model, config, verifier=verifier, filter_=open_filter(config))
+    others: dict[str, Any] = {
+        name: shape_model(each, dtype=shapes.dtype, mesh=mesh) for name, each in shapes.companions.items()
+    }
+    small = {each.name: each.open(config, mesh) for each in companions_of(config) if each.name not in others}
+    return Decoder(model, config, **others, **small)
 
 
 def program_arguments(decoder: Decoder, engine: Engine) -> tuple[Engine, DecodeState]:
@@ -236,7 +239,7 @@ def _loop(
     rows = decoder.batch(1) // batch_multiple(mesh)
     cost, weights = (step_cost(model, engine, kind, rows=n) for n in (rows, 0))
     floor_ms, bound_by = rates.floor(cost, weights, moved)
-    matrices = [array for part in (model, decoder.verifier) if part for array in _matrices(part)]
+    matrices = [array for part in decoder.models for array in _matrices(part)]
     return {
         "collectives": collectives,
         "weight_copies": sum(len(program.copies(arrays=matrices, **region)) for region in [*regions, *in_front]),

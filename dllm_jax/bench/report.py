@@ -13,9 +13,9 @@ from dllm_jax import jobs
 from dllm_jax.bench.ceilings import Ceilings, measure_ceilings
 from dllm_jax.bench.ending import with_eos_logit
 from dllm_jax.bench.measure import DecodeTiming, StepTiming, memory_source, time_decode, time_steps
-from dllm_jax.checkpoints.filters import Filter, open_filter
 from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
+from dllm_jax.decoding.policies.build import open_companions
 from dllm_jax.errors import UsageError
 from dllm_jax.models.model import Model
 from dllm_jax.placement import decode_mesh
@@ -41,8 +41,8 @@ def measure(config: Config) -> dict[str, Any]:
     model = jobs.open_model(config, mesh)
     if config.bench.eos_logit:
         model = with_eos_logit(model, config.bench.eos_logit, gen_length=config.decode.gen_length)
-    verifier, filter_ = jobs.open_verifier(config, mesh), open_filter(config)
-    decoders = [_decoder(model, config, size, verifier=verifier, filter_=filter_) for size in sizes]
+    companions = open_companions(config, mesh)
+    decoders = [_decoder(model, config, size, companions=companions) for size in sizes]
     steps: list[StepTiming] = []
     decodes: list[DecodeTiming] = []
     for size, decoder in zip(sizes, decoders, strict=True):
@@ -61,11 +61,9 @@ def measure(config: Config) -> dict[str, Any]:
     }
 
 
-def _decoder(
-    model: Model, config: Config, batch_size: int, *, verifier: Model | None, filter_: Filter | None
-) -> Decoder:
+def _decoder(model: Model, config: Config, batch_size: int, *, companions: Mapping[str, Any]) -> Decoder:
     decode = dataclasses.replace(config.decode, batch_size=batch_size)
-    decoder = Decoder(model, dataclasses.replace(config, decode=decode), verifier=verifier, filter_=filter_)
+    decoder = Decoder(model, dataclasses.replace(config, decode=decode), **companions)
     try:
         decoder.check([0] * config.bench.prompt_length)
     except UsageError as error:

@@ -14,7 +14,6 @@ from safetensors.numpy import load_file, save_file
 
 from dllm_jax.checkpoints import store
 from dllm_jax.checkpoints.load import ASSETS, PARAMS
-from dllm_jax.config import Config
 from dllm_jax.errors import UsageError
 from dllm_jax.models.filter import ConfidenceFilter, FilterConfig
 
@@ -56,19 +55,6 @@ def resolve_filter(path: str | Path) -> Path:
     if str(path) not in bundled:
         raise UsageError(f"filter.path: expected a file, a folder or one of {', '.join(bundled)}, got {str(path)!r}")
     return ASSETS / path
-
-
-def open_filter(config: Config) -> Filter | None:
-    """The filter of `filter.path`, if the policy uses one.
-
-    Raises:
-        UsageError: see `load_filter`; or none is named.
-    """
-    if config.decode.policy != "learn2pd":
-        return None
-    if not config.filter.path:
-        raise UsageError("filter.path: expected the filter that decode.policy learn2pd needs, got none")
-    return load_filter(config.filter.path)
 
 
 def from_arrays(arrays: Mapping[str, Any], *, source: str = "filter_params") -> Filter:

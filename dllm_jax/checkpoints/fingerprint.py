@@ -13,10 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dllm_jax.checkpoints import files
-from dllm_jax.checkpoints.filters import resolve_filter
-from dllm_jax.checkpoints.load import resolve
 from dllm_jax.checkpoints.manifest import NAME as MANIFEST
-from dllm_jax.config import Config, wants_verifier
 from dllm_jax.errors import UsageError
 
 WHOLE_BYTES = 2**26  # files up to here are hashed as a whole
@@ -26,29 +23,11 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json", MANIFEST)
 SETTINGS = ("config.json", files.GENERATION, *files.TOKENIZER)
 
 
-def sources(config: Config) -> dict[str, Path]:
-    """Setting -> the file or folder it stands for, of every checkpoint that the job reads.
-
-    Raises:
-        UsageError: there is none.
-    """
-    found = {}
-    if not config.model.preset:
-        found["model.path"] = resolve(config.model.path)
-    if config.tokenizer.path:
-        found["tokenizer.path"] = resolve(config.tokenizer.path, field="tokenizer.path")
-    if wants_verifier(config) and config.verifier.path:
-        found["verifier.path"] = resolve(config.verifier.path, field="verifier.path")
-    if config.decode.policy == "learn2pd" and config.filter.path:
-        found["filter.path"] = resolve_filter(config.filter.path)
-    return found
-
-
 def fingerprint(places: Mapping[str, Path]) -> dict[str, str]:
     """A digest of every file that is read of every place, by "FILE of SETTING"; see the module.
 
     Args:
-        places: from `sources`.
+        places: setting -> the file or folder it stands for; see `identity.sources`.
     """
     return {
         f"{path.relative_to(place) if place.is_dir() else path.name} of {field}": _digest(path)

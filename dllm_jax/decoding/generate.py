@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from dllm_jax import mesh as meshes
-from dllm_jax.checkpoints.filters import Filter
-from dllm_jax.config import Config, validate, wants_verifier
+from dllm_jax.config import Config, validate
 from dllm_jax.decoding.blocks import Blocks
 from dllm_jax.decoding.build import build_blocks, build_cache, build_stop
 from dllm_jax.decoding.caching import CacheStrategy, shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
 from dllm_jax.decoding.driver import decode
 from dllm_jax.decoding.engine import Engine
-from dllm_jax.decoding.policies.build import build_policy
+from dllm_jax.decoding.policies.base import Parts
+from dllm_jax.decoding.policies.build import RECIPES, checked
 from dllm_jax.decoding.prediction import Sampler
 from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
@@ -40,26 +40,24 @@ class Decoder:
     Args:
         model: a diffusion model.
         config: what to do; checked here.
-        verifier: the causal model over the same tokens that `apd` needs, on the mesh of the model.
-        filter_: the filter that `learn2pd` needs.
         end_ids: the tokens that end a text, EoS first; default: those of the model's config.
+        companions: the networks that the policy brings along, by name (verifier, ...); see `policies/companions.py`.
 
     Raises:
         UsageError: a setting is wrong or does not suit the model.
     """
 
     def __init__(
-        self, model: Model, config: Config, *, verifier: Model | None = None, filter_: Filter | None = None,
-        end_ids: tuple[int, ...] | None = None,
-    ) -> None:  # fmt: skip
+        self, model: Model, config: Config, *, end_ids: tuple[int, ...] | None = None, **companions: Any
+    ) -> None:
         validate(config)
         if model.config.mask_id is None:
             raise UsageError(f"model.path: expected a masked diffusion model, got the {model.config.family} model")
         self.model, self.config = model, config
-        self.verifier = checked_verifier(verifier, config, model=model)
-        check_filter(filter_, config)
+        self.companions = checked(companions, config, model=model)
         check_blocks(config, model=model)
-        self.max_length = min(m.config.max_length for m in (model, self.verifier) if m)
+        self.models = (model, *(each for each in self.companions.values() if isinstance(each, Model)))
+        self.max_length = min(each.config.max_length for each in self.models)
         self.end_ids = model.config.end_ids if end_ids is None else end_ids
         self.mask_id: int = model.config.mask_id
         self.block_length, steps = block_schedule(config.decode)
@@ -70,13 +68,9 @@ class Decoder:
         self.noise: Noise = KeyedNoise(jax.random.key(config.decode.seed))
         self.blocks = build_blocks(config)
         self.cache = build_cache(config, logit_shift=model.config.logit_shift)
-        self.sampler = Sampler.from_settings(config.decode, model.config, end_ids=self.end_ids)
-        if config.decode.policy == "apd" and config.apd.temper_noise:
-            self.sampler = self.sampler.with_tempered_noise()
-        self.policy = build_policy(
-            config, sampler=self.sampler, verifier=self.verifier, filter_=filter_, end_ids=self.end_ids,
-            mask_id=self.mask_id,
-        )  # fmt: skip
+        recipe = RECIPES[config.decode.policy]
+        self.sampler = recipe.sampler(config, Sampler.from_settings(config.decode, model.config, end_ids=self.end_ids))
+        self.policy = recipe.make(config, Parts(self.sampler, self.end_ids, self.mask_id, self.companions))
         if self.policy.wants.attention > model.config.num_layers:
             raise UsageError(
                 f"{config.decode.policy}.layers: expected at most {model.config.num_layers}, those of the model, "
@@ -278,42 +272,6 @@ def with_slack(geometry: Geometry, cache: CacheStrategy, blocks: Blocks, *, mult
     """The canvas with columns for every slice of a cache and for all slots, rounded up to a multiple."""
     columns = max(cache.columns(geometry), blocks.columns(geometry))
     return dataclasses.replace(geometry, slack=columns + -columns % multiple - geometry.length)
-
-
-def checked_verifier(verifier: Model | None, config: Config, *, model: Model) -> Model | None:
-    """The verifier, if the policy uses one.
-
-    Raises:
-        UsageError: it is missing, superfluous, not causal, or on another mesh than the model.
-    """
-    if not wants_verifier(config):
-        if verifier and config.decode.policy == "apd":
-            raise UsageError("apd.tokens_per_step: expected 0 together with a verifier, got both")
-        return None
-    if verifier is None:
-        raise UsageError("verifier: expected a causal model for decode.policy apd (or apd.tokens_per_step), got none")
-    if not verifier.config.causal:
-        raise UsageError(f"verifier.path: expected a causal model, got the {verifier.config.family} model")
-    if verifier.mesh != model.mesh:
-        raise UsageError(f"verifier: expected it on the model's mesh {model.mesh}, got {verifier.mesh}")
-    return verifier
-
-
-def check_filter(filter_: Filter | None, config: Config) -> None:
-    """Refuses a filter that is missing or for blocks of another length.
-
-    Raises:
-        UsageError: naming the setting.
-    """
-    if config.decode.policy != "learn2pd":
-        return
-    if filter_ is None:
-        raise UsageError("filter.path: expected the filter that decode.policy learn2pd needs, got none")
-    block_length, _ = block_schedule(config.decode)
-    if filter_.config.block_length != block_length:
-        raise UsageError(
-            f"decode.block_length: expected {filter_.config.block_length}, as the filter has it, got {block_length}"
-        )
 
 
 def check_blocks(config: Config, *, model: Model) -> None:

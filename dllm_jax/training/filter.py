@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 from dllm_jax import jobs
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.filters import save_filter
-from dllm_jax.checkpoints.fingerprint import check_apart, sources
+from dllm_jax.checkpoints.fingerprint import check_apart
 from dllm_jax.data import samples, tasks
 from dllm_jax.data.outputs import IDENTITY, VERSION
 from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.decoding import text
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.identity import basis, digest
+from dllm_jax.identity import basis, digest, sources
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.filter import FilterConfig
 from dllm_jax.places import only_writer

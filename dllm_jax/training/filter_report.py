@@ -47,7 +47,7 @@ def compare(
     with rich.progress.Progress(**for_people()) as progress:
         bar = progress.add_task("comparing", total=len(policies) + 1)
         for name, settings in policies:
-            decoder = Decoder(model, settings, filter_=filter_, end_ids=end_ids)
+            decoder = Decoder(model, settings, filter=filter_, end_ids=end_ids)
             result = decode_all(decoder, held_out.tokens)
             if not rows:
                 baseline, baseline_decoder = result, decoder

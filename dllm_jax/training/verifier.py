@@ -14,7 +14,6 @@ from jax.sharding import Mesh
 
 from dllm_jax import jobs
 from dllm_jax.checkpoints import files, hf
-from dllm_jax.checkpoints.fingerprint import sources
 from dllm_jax.checkpoints.load import resolve
 from dllm_jax.data.outputs import IDENTITY
 from dllm_jax.data.packing import training_batches
@@ -22,7 +21,7 @@ from dllm_jax.data.samples import Sample
 from dllm_jax.decoding import text
 from dllm_jax.decoding.end_tokens import end_of_turn
 from dllm_jax.errors import UsageError
-from dllm_jax.identity import basis, digest
+from dllm_jax.identity import basis, digest, sources
 from dllm_jax.mesh import batch_multiple, make_mesh
 from dllm_jax.models import qwen2
 from dllm_jax.models.model import Model, computing

@@ -22,6 +22,7 @@ from dllm_jax import cli, jobs, memory
 from dllm_jax.checkpoints import convert, fingerprint
 from dllm_jax.checkpoints.load import ASSETS
 from dllm_jax.config import Config
+from dllm_jax.identity import sources
 from dllm_jax.settings import DecodeSettings, FilterSettings, ModelSettings, TokenizerSettings, VerifierSettings
 from tests.cases.conftest import ROOT, Run
 
@@ -196,13 +197,13 @@ def test_every_file_that_is_read_counts(tmp_path: Path, field: str, bundled: str
         filter=FilterSettings(path=str(folder) if field == "filter.path" else "filter-tiny"),
         decode=DecodeSettings(policy=policy),
     )
-    before = fingerprint.fingerprint(fingerprint.sources(config))
+    before = fingerprint.fingerprint(sources(config))
     (folder / "README.md").write_text("not read")
-    assert fingerprint.fingerprint(fingerprint.sources(config)) == before
+    assert fingerprint.fingerprint(sources(config)) == before
     content = bytearray((folder / file).read_bytes())
     content[-2] ^= 1
     (folder / file).write_bytes(content)
-    after = fingerprint.fingerprint(fingerprint.sources(config))
+    after = fingerprint.fingerprint(sources(config))
     assert {name for name in before if before[name] != after[name]} == {f"{file} of {field}"}
 
 

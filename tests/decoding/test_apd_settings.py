@@ -1,6 +1,7 @@
 """APD from its settings: what is refused and how, the verifier's vocabulary, the shipped experiments."""
 
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -98,15 +99,16 @@ def sized(model: Model, vocab_size: int) -> Model:
 
 def test_vocabularies_are_compared_by_their_tokens() -> None:
     model = load_model(CHECKPOINTS / "qwen2-tiny")
+    check = functools.partial(check_shared, field="verifier.path", advice="train one")
     tokens = {"a": 0, "b": 1, "c": 2}
     for theirs in (tokens, {"a": 0, "b": 1}, tokens | {"d": 3}):
-        check_shared(sized(model, 8), sized(model, 9), model_tokens=tokens, verifier_tokens=theirs)
+        check(sized(model, 8), sized(model, 9), model_tokens=tokens, tokens=theirs)
     with pytest.raises(UsageError) as caught:
-        check_shared(model, model, model_tokens=tokens, verifier_tokens={"a": 0, "c": 1, "b": 2})
+        check(model, model, model_tokens=tokens, tokens={"a": 0, "c": 1, "b": 2})
     assert "expected the tokens of model.path, got 'c' for id 1, which is 'b' there" in str(caught.value)
-    check_shared(sized(model, 9), sized(model, 8), model_tokens=None, verifier_tokens=tokens)
+    check(sized(model, 9), sized(model, 8), model_tokens=None, tokens=tokens)
     with pytest.raises(UsageError, match="expected at most 8 tokens"):
-        check_shared(sized(model, 8), sized(model, 9), model_tokens=tokens, verifier_tokens=None)
+        check(sized(model, 8), sized(model, 9), model_tokens=tokens, tokens=None)
 
 
 def test_a_verifier_over_other_tokens_is_refused_before_decoding(tmp_path: Path) -> None:

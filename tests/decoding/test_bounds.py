@@ -100,7 +100,7 @@ def decoded(policy: str, what: int, **settings: Any) -> tuple[DecodeResult, int]
     arrays = {f"{name}.weight": np.full(size, 0.1, np.float32) for name, size in sizes.items()}
     arrays |= {f"{name}.bias": np.zeros(size[0], np.float32) for name, size in sizes.items()}
     filter_ = filters.from_arrays(arrays) if policy == "learn2pd" else None
-    decoder = Decoder(saying(what), config, verifier=models()[1] if policy == "apd" else None, filter_=filter_)
+    decoder = Decoder(saying(what), config, verifier=models()[1] if policy == "apd" else None, filter=filter_)
     result = decoder(PROMPTS)
     return result, decoder.policy.most_forwards(decoder.engine(20).geometry)
 

@@ -40,7 +40,7 @@ def recorded_filter(case: Case) -> Filter | None:
 
 def decoder(case: Case, *, batch_size: int = 1) -> Decoder:
     model = load_model(str(case.checkpoint))
-    return Decoder(model, settings(case, batch_size=batch_size), filter_=recorded_filter(case))
+    return Decoder(model, settings(case, batch_size=batch_size), filter=recorded_filter(case))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -56,7 +56,7 @@ def decoder(
         dico=DicoSettings(seed_threshold=0.02, low_threshold=0.1, margin=1.0),
     )
     model = load_model(GOLDENS / "checkpoints" / checkpoint, mesh=mesh)
-    return Decoder(model, config, filter_=random_filter(16))
+    return Decoder(model, config, filter=random_filter(16))
 
 
 @pytest.mark.parametrize(("policy", "cache"), COMBINATIONS)

@@ -9,16 +9,17 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
+from dllm_jax.config import Config
 from dllm_jax.decoding import canvas
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.policies.base import Commit, InPlace, Policy, Sizes, View, Wants
+from dllm_jax.decoding.policies.base import Commit, InPlace, Parts, Policy, Sizes, View, Wants
+from dllm_jax.decoding.policies.companions import LanguageModel
 from dllm_jax.decoding.prediction import Prediction, Sampler, draw, drawn_from
 from dllm_jax.decoding.sampling import Noise, is_any
 from dllm_jax.decoding.state import DecodeState
+from dllm_jax.errors import UsageError
 from dllm_jax.models.cache import Cache, columns_of, widened
-from dllm_jax.models.model import Model
 from dllm_jax.models.transformer import Transformer
-from dllm_jax.settings import ApdSettings
 
 
 @struct.dataclass
@@ -133,21 +134,37 @@ class LeftToRight(Policy):
         return accept(count_B, prediction, view, end_ids=self.end_ids)
 
 
-def build(apd: ApdSettings, *, sampler: Sampler, verifier: Model | None, end_ids: tuple[int, ...]) -> Apd | LeftToRight:
-    """The policy of the settings: APD with a verifier, without one its baseline.
+class Verifier(LanguageModel):
+    """The causal model; the baseline goes without."""
 
-    Args:
-        apd: the settings.
-        sampler: how the draft is drawn.
-        verifier: the causal model.
-        end_ids: tokens that end a text.
-    """
-    if verifier is None:
-        return LeftToRight(jnp.int32(apd.tokens_per_step), end_ids)
+    name = argument = "verifier"
+    expected = "a causal model for decode.policy apd (or apd.tokens_per_step)"
+    advice = "train/verifier.py trains one over the tokens of a model"
+
+    def wanted(self, config: Config) -> bool:
+        """Unless `apd.tokens_per_step` asks for the baseline."""
+        return not config.apd.tokens_per_step
+
+    def superfluous(self, config: Config) -> None:
+        """The baseline has no use for it."""
+        raise UsageError("apd.tokens_per_step: expected 0 together with a verifier, got both")
+
+
+def build(config: Config, parts: Parts) -> Apd | LeftToRight:
+    """The policy of the settings: APD with a verifier, without one its baseline."""
+    apd, sampler = config.apd, parts.sampler
+    if Verifier.name not in parts.companions:
+        return LeftToRight(jnp.int32(apd.tokens_per_step), parts.end_ids)
+    verifier = parts.companions[Verifier.name]
     return Apd(
         graphdef=verifier.graphdef, params=verifier.params, mixture_weight=jnp.float32(apd.mixture_weight),
-        sampler=sampler.greedy() if apd.target == "argmax" else sampler, end_ids=end_ids,
+        sampler=sampler.greedy() if apd.target == "argmax" else sampler, end_ids=parts.end_ids,
     )  # fmt: skip
+
+
+def tempered(config: Config, sampler: Sampler) -> Sampler:
+    """How the draft is drawn: as released, or by temperature alone."""
+    return sampler.with_tempered_noise() if config.apd.temper_noise else sampler
 
 
 def accept(count_B: Int[Array, "B"], prediction: Prediction, view: View, *, end_ids: tuple[int, ...]) -> Commit:

@@ -4,6 +4,7 @@ A policy is a `flax.struct.dataclass` of the class `Policy`: its numbers are tra
 changes the program is a static field. To add a decoder, add a file here and a line in `build.py`.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -11,10 +12,19 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.prediction import Prediction
+from dllm_jax.decoding.prediction import Prediction, Sampler
 from dllm_jax.decoding.sampling import Noise, top_n
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.models.attention import Looks
+
+
+class Parts(NamedTuple):
+    """What a policy is made of besides its settings."""
+
+    sampler: Sampler  # how tokens are drawn
+    end_ids: tuple[int, ...]  # the tokens that end a text
+    mask_id: int  # the token of a masked position
+    companions: Mapping[str, Any]  # networks that the policy brings along, by name; see `companions.py`
 
 
 class Wants(NamedTuple):

@@ -1,16 +1,18 @@
-"""From settings to a policy."""
+"""Every policy by its name: how it is made of settings, and which networks it brings along."""
 
 import dataclasses
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from dllm_jax.checkpoints.filters import Filter
 from dllm_jax.config import Config
-from dllm_jax.decoding.policies import apd, dico
-from dllm_jax.decoding.policies.base import Policy
+from dllm_jax.decoding.policies import apd, dico, learn2pd
+from dllm_jax.decoding.policies.base import Parts, Policy
 from dllm_jax.decoding.policies.clad import Clad
-from dllm_jax.decoding.policies.confidence import Scheduled
+from dllm_jax.decoding.policies.companions import Companion
+from dllm_jax.decoding.policies.confidence import Scheduled, steps_per_block
 from dllm_jax.decoding.policies.credit import Credit
 from dllm_jax.decoding.policies.dawn import Dawn
 from dllm_jax.decoding.policies.dream import SCORES, DreamOrder, shares
@@ -18,101 +20,138 @@ from dllm_jax.decoding.policies.entropy import EntropyBound, EntropyThreshold
 from dllm_jax.decoding.policies.frechet import Frechet
 from dllm_jax.decoding.policies.hierarchy import Hierarchy
 from dllm_jax.decoding.policies.klass import Klass
-from dllm_jax.decoding.policies.learn2pd import Learn2pd
 from dllm_jax.decoding.policies.local_leap import LocalLeap
 from dllm_jax.decoding.policies.r2 import R2
 from dllm_jax.decoding.policies.threshold import Factor, Threshold
 from dllm_jax.decoding.policies.wino import Wino
 from dllm_jax.decoding.prediction import Sampler
 from dllm_jax.models.model import Model
-from dllm_jax.settings import block_schedule
+from dllm_jax.settings import DREAM_ORDERS, block_schedule
 
-P = TypeVar("P", bound=Policy)
-
-
-def build_policy(
-    config: Config,
-    *,
-    sampler: Sampler,
-    verifier: Model | None,
-    filter_: Filter | None,
-    end_ids: tuple[int, ...],
-    mask_id: int,
-) -> Policy:
-    """The policy that `decode.policy` names.
-
-    Args:
-        config: all settings.
-        sampler: how tokens are drawn.
-        verifier: the causal model of `apd`.
-        filter_: the filter of `learn2pd`.
-        end_ids: the tokens that end a text.
-        mask_id: the token of a masked position.
-
-    Raises:
-        ValueError: an unknown name, or no filter (both are refused earlier).
-    """
-    decode = config.decode
-    block_length, steps = block_schedule(decode)
-    steps_per_block = jnp.int32(steps // (decode.gen_length // block_length))
-    match decode.policy:
-        case "low_confidence" | "random":
-            return Scheduled(steps_per_block=steps_per_block, shuffled=decode.policy == "random")
-        case "threshold":
-            return of_numbers(Threshold, config.threshold)
-        case "factor":
-            return of_numbers(Factor, config.factor)
-        case "frechet":
-            return of_numbers(Frechet, config.frechet)
-        case "klass":
-            return of_numbers(Klass, config.klass)
-        case "local_leap":
-            return of_numbers(LocalLeap, config.local_leap)
-        case "dawn":
-            return of_numbers(Dawn, config.dawn)
-        case "clad":
-            return of_numbers(Clad, config.clad)
-        case "wino":
-            return of_numbers(Wino, config.wino)
-        case "r2":
-            return of_numbers(R2, config.r2)
-        case "hierarchy":
-            return of_numbers(Hierarchy, config.hierarchy)
-        case "credit":
-            return of_numbers(Credit, config.credit, sampler=sampler)
-        case "eb":
-            return of_numbers(EntropyBound, config.eb)
-        case "entropy_threshold":
-            return of_numbers(EntropyThreshold, config.entropy_threshold)
-        case "entropy" | "maskgit_plus" | "topk_margin":
-            return DreamOrder(share_S=jnp.asarray(shares(steps, eps=decode.eps)), score=SCORES[decode.policy])
-        case "apd":
-            return apd.build(config.apd, sampler=sampler, verifier=verifier, end_ids=end_ids)
-        case "learn2pd" if filter_:
-            threshold = jnp.float32(config.learn2pd.threshold)
-            return Learn2pd(filter_.params, threshold, steps_per_block, filter_.graphdef)
-        case "dico":
-            return dico.build(
-                config.dico,
-                block_length=block_length,
-                gen_length=decode.gen_length,
-                mask_id=mask_id,
-                traced=config.output.trace,
-            )
-    raise ValueError(f"no policy {decode.policy!r}")
+_ARRAYS = {float: jnp.float32, int: jnp.int32, bool: jnp.bool_}
 
 
-def of_numbers(policy: type[P], settings: Any, **given: Any) -> P:
-    """A policy whose fields are the settings of its section: numbers become arrays, static fields stay as they are.
+def _as_it_is(config: Config, sampler: Sampler) -> Sampler:
+    return sampler
+
+
+class Recipe(NamedTuple):
+    """How a policy is made."""
+
+    make: Callable[[Config, Parts], Policy]
+    companions: tuple[Companion, ...] = ()  # the networks that it may bring along
+    sampler: Callable[[Config, Sampler], Sampler] = _as_it_is  # how tokens are drawn, if it has a say in that
+
+
+def of_fields(policy: type[Policy], *companions: Companion) -> Recipe:
+    """A policy whose fields have names that are known.
+
+    Settings of its own section (numbers become arrays, static fields stay as they are), `Parts`, companions.
 
     Args:
         policy: its class.
-        settings: the section.
-        given: the other fields.
+        companions: the networks that it brings along.
     """
-    arrays = {float: jnp.float32, int: jnp.int32, bool: jnp.bool_}
-    for field in dataclasses.fields(policy):  # type: ignore[arg-type]
-        if field.name not in given:
-            value = getattr(settings, field.name)
-            given[field.name] = arrays[type(value)](value) if field.metadata.get("pytree_node", True) else value
-    return policy(**given)
+
+    def make(config: Config, parts: Parts) -> Policy:
+        section = getattr(config, config.decode.policy)
+        known = {**parts._asdict(), **parts.companions}
+        given = {}
+        for field in dataclasses.fields(policy):  # type: ignore[arg-type]
+            if field.name in known:
+                given[field.name] = known[field.name]
+                continue
+            value = getattr(section, field.name)
+            given[field.name] = _ARRAYS[type(value)](value) if field.metadata.get("pytree_node", True) else value
+        return policy(**given)
+
+    return Recipe(make, companions)
+
+
+def _scheduled(config: Config, parts: Parts) -> Policy:
+    return Scheduled(steps_per_block(config.decode), shuffled=config.decode.policy == "random")
+
+
+def _dream_order(config: Config, parts: Parts) -> Policy:
+    _, steps = block_schedule(config.decode)
+    share_S = jnp.asarray(shares(steps, eps=config.decode.eps))
+    return DreamOrder(share_S=share_S, score=SCORES[config.decode.policy])
+
+
+def _dico(config: Config, parts: Parts) -> Policy:
+    block_length, _ = block_schedule(config.decode)
+    sizes = {"block_length": block_length, "gen_length": config.decode.gen_length}
+    return dico.build(config.dico, **sizes, mask_id=parts.mask_id, traced=config.output.trace)
+
+
+RECIPES = {  # decode.policy -> how it is made
+    **dict.fromkeys(("low_confidence", "random"), Recipe(_scheduled)),
+    **dict.fromkeys(DREAM_ORDERS, Recipe(_dream_order)),
+    "threshold": of_fields(Threshold),
+    "factor": of_fields(Factor),
+    "frechet": of_fields(Frechet),
+    "klass": of_fields(Klass),
+    "local_leap": of_fields(LocalLeap),
+    "dawn": of_fields(Dawn),
+    "clad": of_fields(Clad),
+    "wino": of_fields(Wino),
+    "r2": of_fields(R2),
+    "hierarchy": of_fields(Hierarchy),
+    "credit": of_fields(Credit),
+    "eb": of_fields(EntropyBound),
+    "entropy_threshold": of_fields(EntropyThreshold),
+    "apd": Recipe(apd.build, (apd.Verifier(),), sampler=apd.tempered),
+    "learn2pd": Recipe(learn2pd.build, (learn2pd.LearnedFilter(),)),
+    "dico": Recipe(_dico),
+}
+
+
+def every_companion() -> dict[str, Companion]:
+    """The companions of all policies, by name."""
+    return {companion.name: companion for recipe in RECIPES.values() for companion in recipe.companions}
+
+
+def companions_of(config: Config) -> list[Companion]:
+    """Those that the policy of these settings needs."""
+    return [companion for companion in RECIPES[config.decode.policy].companions if companion.wanted(config)]
+
+
+def open_companions(config: Config, mesh: Mesh) -> dict[str, Any]:
+    """Loads the networks that the policy needs, by the names of their companions.
+
+    Args:
+        config: all settings.
+        mesh: of the model.
+
+    Raises:
+        UsageError: one is not named, or there is no such checkpoint.
+    """
+    return {companion.name: companion.open(config, mesh) for companion in companions_of(config)}
+
+
+def checked(networks: Mapping[str, Any], config: Config, *, model: Model) -> dict[str, Any]:
+    """Those of the networks that the policy needs.
+
+    Args:
+        networks: by the names of their companions; None is none.
+        config: all settings.
+        model: the diffusion model.
+
+    Raises:
+        TypeError: no companion has such a name.
+        UsageError: one is missing, superfluous, or does not suit the settings or the model.
+    """
+    if unknown := sorted(set(networks) - set(every_companion())):
+        raise TypeError(f"Decoder() got an unexpected keyword argument {unknown[0]!r}")
+    found = {}
+    for companion in RECIPES[config.decode.policy].companions:
+        network = networks.get(companion.name)
+        if not companion.wanted(config):
+            if network is not None:
+                companion.superfluous(config)
+            continue
+        if network is None:
+            raise companion.missing(companion.name if companion.handed_over else companion.field)
+        companion.check(network, config, model=model)
+        found[companion.name] = network
+    return found

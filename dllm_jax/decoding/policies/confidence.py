@@ -9,11 +9,18 @@ from dllm_jax.decoding.policies.base import Commit, Policy, Sizes, View, full
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise, top_n
 from dllm_jax.decoding.state import DecodeState
+from dllm_jax.settings import DecodeSettings, block_schedule
 
 
 def scheduled(masks_B: Int[Array, "B"], step_B: Int[Array, "B"], steps: Int[Array, ""]) -> Int[Array, "B"]:
     """Tokens of a block's step: its masks shared out evenly, the first steps take one more each for the remainder."""
     return masks_B // steps + (step_B < masks_B % steps)
+
+
+def steps_per_block(decode: DecodeSettings) -> Int[Array, ""]:
+    """Steps of a block in the schedule of the settings."""
+    block_length, steps = block_schedule(decode)
+    return jnp.int32(steps // (decode.gen_length // block_length))
 
 
 @struct.dataclass

@@ -1,18 +1,28 @@
 """Learn2PD (arXiv 2509.25188, section 3.2): a small trained filter says which predicted tokens are final already."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from dllm_jax.checkpoints import filters
+from dllm_jax.checkpoints.filters import Filter
+from dllm_jax.config import Config
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.policies.base import Commit, Policy, Sizes, View, full
-from dllm_jax.decoding.policies.confidence import scheduled
+from dllm_jax.decoding.policies.base import Commit, Parts, Policy, Sizes, View, full
+from dllm_jax.decoding.policies.companions import Companion
+from dllm_jax.decoding.policies.confidence import scheduled, steps_per_block
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import Noise, top_n
 from dllm_jax.decoding.state import DecodeState
+from dllm_jax.errors import UsageError
+from dllm_jax.models.model import Model
+from dllm_jax.settings import block_schedule
 
 
 @struct.dataclass
@@ -45,3 +55,38 @@ class Learn2pd(Policy):
         column_BQ = view.start_B[:, None] + jnp.arange(view.open_BQ.shape[1])[None, :]
         confidence_BQ = jnp.where(column_BQ < view.end_B[:, None], prediction.confidence_BQ, 0.0)
         return nnx.merge(self.graphdef, self.params)(confidence_BQ)
+
+
+class LearnedFilter(Companion):
+    """The filter, made for blocks of one length."""
+
+    name, argument = "filter", "filter_params"
+    kind, told = Mapping, "arrays by name"
+    expected = "the filter that decode.policy learn2pd needs"
+
+    def place(self, config: Config) -> Path:
+        """See `filters.resolve_filter`."""
+        return filters.resolve_filter(self.path(config))
+
+    def open(self, config: Config, mesh: Mesh) -> Filter:
+        """See `filters.load_filter`."""
+        return filters.load_filter(self.path(config))
+
+    def accept(self, value: Mapping[str, Any]) -> Filter:
+        """Of its arrays."""
+        return filters.from_arrays(value)
+
+    def check(self, network: Filter, config: Config, *, model: Model) -> None:
+        """It is for the blocks of the decode."""
+        block_length, _ = block_schedule(config.decode)
+        if network.config.block_length != block_length:
+            raise UsageError(
+                f"decode.block_length: expected {network.config.block_length}, as the filter has it, got {block_length}"
+            )
+
+
+def build(config: Config, parts: Parts) -> Learn2pd:
+    """The policy of the settings."""
+    filter_ = parts.companions[LearnedFilter.name]
+    threshold = jnp.float32(config.learn2pd.threshold)
+    return Learn2pd(filter_.params, threshold, steps_per_block(config.decode), filter_.graphdef)
