@@ -248,7 +248,7 @@ def test_the_loop_copies_no_cache(cache: str, depth: int) -> None:
     engine = decode.engine(20)
     state = decode.start(PROMPTS, range(4), engine.geometry)
     text = driver.decode.lower(engine, state).compile().as_text()
-    kept = [decode.verifier.config] + [decode.model.config] * (cache == "window")
+    kept = [decode.companions["verifier"].config] + [decode.model.config] * (cache == "window")
     for config in kept:
         shape = f"[4,{engine.geometry.columns},{config.num_kv_heads},{config.head_dim}]"
         assert shape in text
