@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from decode import eval as evaluation
-from dllm_jax import cli
+from dllm_jax import cli, hosts
 from dllm_jax.config import Config
 from dllm_jax.data.outputs import replace_file
 from dllm_jax.errors import UsageError
@@ -72,12 +72,12 @@ def evaluate(config: Config, *, name: str, finished: dict[str, Any]) -> int:
     folder = Path(config.output.path)
     if not config.output.path or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"output.path: expected a folder, got {config.output.path!r}")
-    folder.mkdir(parents=True, exist_ok=True)
+    hosts.from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     path = str(folder / f"{name}.jsonl")
     code = evaluation.main(dataclasses.replace(config, output=dataclasses.replace(config.output, path=path)))
-    finished[name] = json.loads(Path(f"{path}.metrics.json").read_text())
+    finished[name] = hosts.from_first(lambda: json.loads(Path(f"{path}.metrics.json").read_text()))
     text = table(finished)
-    replace_file(folder / "table.md", text)
+    hosts.from_first(lambda: replace_file(folder / "table.md", text))
     print(text, end="", flush=True)
     return code
 

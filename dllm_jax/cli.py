@@ -30,9 +30,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dllm_jax.config import Config, build, to_config_dict
+from dllm_jax import hosts
+from dllm_jax.config import Config, build, section, to_config_dict
 from dllm_jax.errors import UsageError, naming
-from dllm_jax.settings import blocks_table, policy_table
+from dllm_jax.settings import DistributedSettings, blocks_table, policy_table
 
 PROGRAM = "dllm-jax"  # the console command of an installed package
 _BUNDLED = Path(__file__).parent / "bundled"
@@ -80,6 +81,7 @@ def leave(code: int) -> NoReturn:
             with contextlib.suppress(OSError):
                 stream.flush()
         os._exit(code)
+    hosts.stop()
     sys.exit(0)
 
 
@@ -98,37 +100,51 @@ def execute(
             return 0
         values = _override(values, overrides, schema)
         _prefer_cublas(values)
+        hosts.start(section(DistributedSettings, values, "distributed"))
         return main(build(schema, values))
 
     return guarded(body)
 
 
 def guarded(body: Callable[[], int | None]) -> int:
-    """Calls `body` and returns the exit code, its own (None is 0) or that of a mistake, told in one line on stderr."""
+    """Calls `body` and returns the exit code, its own (None is 0) or that of a mistake, told in one line on stderr.
+
+    With several processes (`dllm_jax/hosts.py`) code and line are the same for all.
+    """
+    return hosts.conclude(*_outcome(body))
+
+
+def _outcome(body: Callable[[], int | None]) -> tuple[int, str]:
+    """Calls `body`; its exit code, and what is to be told."""
     try:
         code = body()
         with naming("standard output"):
             sys.stdout.flush()
     except UsageError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return 2, f"error: {_in_one_line(error)}"
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        return INTERRUPTED
+        return INTERRUPTED, "interrupted"
     except BrokenPipeError:
         _drop_output()
-        return FAULT
+        return FAULT, ""
     except MemoryError as error:
-        print("error: out of memory:", " ".join(str(error).split()) or "no more is there", file=sys.stderr)
-        return FAULT
-    except OSError as error:
-        if error.filename is None and error.errno not in OF_THE_MACHINE:
+        return FAULT, f"error: out of memory: {_in_one_line(error) or 'no more is there'}"
+    except Exception as error:
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in OF_THE_MACHINE):
+            if error.filename is None or error.filename == "standard output":
+                _drop_output()
+            return FAULT, f"error: {error.filename or 'a file or the standard output'}: {error.strerror}"
+        if hosts.blames_others(error):
+            return 0, ""
+        if not hosts.several():
             raise
-        if error.filename is None or error.filename == "standard output":
-            _drop_output()
-        print(f"error: {error.filename or 'a file or the standard output'}: {error.strerror}", file=sys.stderr)
-        return FAULT
-    return code or 0
+        traceback.print_exc(file=sys.__stderr__)  # of this process; the others are told in a line
+        return FAULT, f"error: {type(error).__name__}: {_in_one_line(error)}"
+    return code or 0, ""
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _drop_output() -> None:

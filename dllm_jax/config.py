@@ -21,6 +21,7 @@ from dllm_jax.settings import (
     DawnSettings,
     DecodeSettings,
     DicoSettings,
+    DistributedSettings,
     EbSettings,
     EntropyThresholdSettings,
     EotSettings,
@@ -91,6 +92,7 @@ class Config:
     pipelined: PipelinedSettings = dataclasses.field(default_factory=PipelinedSettings)
     eot: EotSettings = dataclasses.field(default_factory=EotSettings)
     settled: SettledSettings = dataclasses.field(default_factory=SettledSettings)
+    distributed: DistributedSettings = dataclasses.field(default_factory=DistributedSettings)
     bench: BenchSettings = dataclasses.field(default_factory=BenchSettings)
     plan: PlanSettings = dataclasses.field(default_factory=PlanSettings)
 
@@ -118,6 +120,13 @@ def build(schema: type[S], values: ConfigDict) -> S:
     config = _build(schema, values, "")
     config.validate()
     return config
+
+
+def section(cls: type[T], values: ConfigDict, name: str) -> T:
+    """One section of the settings, of which only types and names are checked; see `from_config_dict`."""
+    if not isinstance(values[name], ConfigDict):
+        raise UsageError(f"{name}: expected a section of settings, got {values[name]!r}")
+    return _build(cls, values[name], f"{name}.")
 
 
 def _build(cls: type[T], values: ConfigDict, prefix: str) -> T:

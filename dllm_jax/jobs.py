@@ -15,10 +15,11 @@ import rich.progress
 from jax.sharding import Mesh
 
 import dllm_jax
+from dllm_jax import hosts
 from dllm_jax.checkpoints import fingerprint
 from dllm_jax.checkpoints.load import load_model, resolve
 from dllm_jax.config import Config
-from dllm_jax.data.outputs import Finished, ResultFile, Row
+from dllm_jax.data.outputs import Finished, ResultFile, Row, difference
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
 from dllm_jax.decoding import end_tokens, text
 from dllm_jax.decoding.generate import Decoder
@@ -93,7 +94,10 @@ def run(
         bad = BadLines(source(config.input), config.input.on_error)
         asked = list(prompts) if prompts is not None else read(config.input, bad, check=check)
         mesh = decode_mesh(config, prompt_length=max(map(_about_tokens, asked)))
-        begun = file.begin(identity(config, asked, mesh, command=command)) if file else {}
+        named = config.output.path or hosts.several()
+        itself = identity(config, asked, mesh, command=command) if named else {}
+        hosts.same("settings, files and prompts", itself, difference=difference)
+        begun = hosts.from_first(lambda: file.begin(itself) if file else {})
         if isinstance(begun, Finished):
             print(f"finished already: {config.output.path}", file=sys.stderr)
             return Outcome(asked, *begun)
@@ -110,12 +114,12 @@ def run(
 
 @contextlib.contextmanager
 def opened(config: Config, *, field: str) -> Iterator[ResultFile | None]:
-    """The output of a job, checked and locked; None without output.path.
+    """The output of a job, checked and locked; None without output.path, and in all processes but the first.
 
     Raises:
         UsageError: it cannot be written, is something that the job reads, or another job writes it.
     """
-    if not config.output.path:
+    if not config.output.path or not hosts.is_first():
         yield None
         return
     file = ResultFile(config.output, field=field)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from dllm_jax import hosts
 from dllm_jax.chips import Chip, chip_of
 from dllm_jax.errors import UsageError
 
@@ -43,9 +44,16 @@ def chip(devices: Sequence[jax.Device]) -> Chip | None:
 def device_bytes(devices: Sequence[jax.Device]) -> int | None:
     """Bytes that programs may use of each of the devices; on CPU of what is free; None if nobody knows.
 
+    Several processes all get what process 0 finds, since the mesh and what it splits depend on it.
+
     Args:
         devices: all those here, or all of a machine that is only compiled for.
     """
+    local = [device for device in devices if device in jax.local_devices()] if hosts.several() else []
+    return hosts.agreed("device_bytes", _device_bytes(local)) if local else _device_bytes(devices)
+
+
+def _device_bytes(devices: Sequence[jax.Device]) -> int | None:
     if devices[0].platform == "cpu":
         return _host_bytes() // len(devices)
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # raised by devices that are only compiled for

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from dllm_jax import hosts
 from dllm_jax.errors import UsageError
 from dllm_jax.memory import device_bytes
 
@@ -35,15 +36,17 @@ def make_mesh(
 ) -> Mesh:
     """A mesh over the first data * fsdp * tensor devices; `placement.decode_mesh` looks at their memory too.
 
+    With several processes it takes as many devices of each.
+
     Args:
         data: size of the axis; 0 takes all devices the other axes leave, at most as many as divide the batch evenly.
         fsdp: size of the axis; 0 means 1.
         tensor: size of the axis; 0 means 1.
         batch_size: rows of a batch, for the automatic `data`; 0 if unknown.
-        devices: to choose from; default: those here.
+        devices: to choose from; default: those of all processes.
 
     Raises:
-        UsageError: the mesh needs more devices than there are.
+        UsageError: the mesh needs more devices than there are, or other numbers of them than every process has.
     """
     fsdp, tensor = fsdp or 1, tensor or 1
     devices = devices or jax.devices()
@@ -59,10 +62,32 @@ def make_mesh(
             f"got {data} * {fsdp} * {tensor} = {needed}"
         )
     shape, auto = (data, fsdp, tensor), (AxisType.Auto,) * 3
+    chosen = even_share(devices, needed) if hosts.several() else devices[:needed]
+    if hosts.several() and tensor <= jax.local_device_count() and (needed // jax.process_count()) % tensor == 0:
+        return Mesh(np.array(chosen).reshape(shape), MESH_AXES, axis_types=auto)  # `tensor` stays in a process
     try:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=devices[:needed])
+        return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=chosen)
     except AssertionError:  # JAX knows no good order of so many TPUs
-        return Mesh(np.array(devices[:needed]).reshape(shape), MESH_AXES, axis_types=auto)
+        return Mesh(np.array(chosen).reshape(shape), MESH_AXES, axis_types=auto)
+
+
+def even_share(devices: Sequence[jax.Device], needed: int) -> list[jax.Device]:
+    """As many devices of every process, process by process: of a mesh in this order the last axes stay in a process.
+
+    Raises:
+        UsageError: that does not work out.
+    """
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        by_process.setdefault(device.process_index, []).append(device)
+    each, over = divmod(needed, len(by_process))
+    least = min(map(len, by_process.values()))
+    if over or each > least:
+        raise UsageError(
+            f"mesh: expected devices of all {len(by_process)} processes in equal numbers, at most {least} of each, "
+            f"got {needed} in all (mesh.data * mesh.fsdp * mesh.tensor; decode.batch_size bounds an automatic data)"
+        )
+    return [device for process in sorted(by_process) for device in by_process[process][:each]]
 
 
 def spec(

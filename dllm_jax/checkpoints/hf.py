@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from dllm_jax import hosts
 from dllm_jax.checkpoints import files, foreign, layout
 from dllm_jax.errors import UsageError
 from dllm_jax.models import registry
@@ -290,7 +291,7 @@ def write_tensors(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES,
             for path in paths
             for name, shape in zip(names[path], layout.tensor_shapes(path, params[path].shape), strict=True)
         }
-        split = (layout.split(path, np.asarray(params[path])) for path in itertools.islice(coming, len(paths)))
+        split = (layout.split(path, np.asarray(hosts.fetch(params[path]))) for path in itertools.islice(coming, len(paths)))
         _write_file(target / file, shapes, itertools.chain.from_iterable(split))
         weight_map |= dict.fromkeys(shapes, file)
     if len(shards) > 1:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dllm_jax import hosts
 from dllm_jax import mesh as meshes
 from dllm_jax.config import Config, validate
 from dllm_jax.decoding.blocks import Blocks
@@ -135,7 +136,7 @@ class Decoder:
             started = time.perf_counter()
             final = jax.block_until_ready(decode(engine, state))
         timing = Timing(compiled - begin, time.perf_counter() - started, made.programs, made.cache_hits)
-        return self._result(final, engine.geometry, timing, rows=len(prompts))
+        return self._result(hosts.fetch(final), engine.geometry, timing, rows=len(prompts))
 
     def engine(self, longest: int) -> Engine:
         """The program's argument for a batch whose longest prompt has this many tokens."""
@@ -226,7 +227,7 @@ class Decoder:
             live_B=jnp.arange(batch) < len(prompts),
             geometry=geometry,
         )
-        return jax.device_put(state, meshes.batch_shardings(state, self.model.mesh))
+        return hosts.place(state, meshes.batch_shardings(state, self.model.mesh))
 
     def computing(self) -> contextlib.AbstractContextManager[None]:
         """Inside it the program is compiled and run: on the model's mesh, with the precision of the configuration."""

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import rich.progress
 from jaxtyping import Int
 
+from dllm_jax import hosts
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.oracle import Oracle, ReplayLog
@@ -65,9 +65,9 @@ def replay(
     state = decoder.start(prompts, rows, engine.geometry)
     idle = np.zeros((len(state.row_B) - len(prompts), engine.geometry.gen_length), np.int32)
     padded_BG = np.concatenate([answer_BG, idle])
-    policy = Oracle(jax.device_put(padded_BG, batch_shardings(padded_BG, decoder.model.mesh)))
+    policy = Oracle(hosts.place(padded_BG, batch_shardings(padded_BG, decoder.model.mesh)))
     with decoder.computing():
-        final = driver.decode(dataclasses.replace(engine, policy=policy), state)
+        final = hosts.fetch(driver.decode(dataclasses.replace(engine, policy=policy), state))
     log = final.log
     assert isinstance(log, ReplayLog)
     is_forward_BF = np.arange(log.step_BF.shape[1])[None, :] < np.asarray(final.nfe_B)[:, None]

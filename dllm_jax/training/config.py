@@ -7,6 +7,7 @@ from dllm_jax.errors import UsageError
 from dllm_jax.settings import (
     ApdSettings,
     DecodeSettings,
+    DistributedSettings,
     MeshSettings,
     ModelSettings,
     ThresholdSettings,
@@ -106,6 +107,7 @@ class VerifierTraining:
     train: TrainSettings = dataclasses.field(default_factory=TrainSettings)
     output: TrainingOutput = dataclasses.field(default_factory=TrainingOutput)
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    distributed: DistributedSettings = dataclasses.field(default_factory=DistributedSettings)
     decode: DecodeSettings = dataclasses.field(default_factory=_decode_defaults)
     threshold: ThresholdSettings = dataclasses.field(default_factory=ThresholdSettings)
     apd: ApdSettings = dataclasses.field(default_factory=ApdSettings)

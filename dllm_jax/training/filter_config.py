@@ -7,6 +7,7 @@ from dllm_jax.config import Config, check_values, validate
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import (
     DecodeSettings,
+    DistributedSettings,
     Learn2pdSettings,
     MeshSettings,
     ModelSettings,
@@ -126,6 +127,7 @@ class FilterTraining:
     report: ReportSettings = dataclasses.field(default_factory=ReportSettings)
     output: TrainingOutput = dataclasses.field(default_factory=_output_defaults)
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    distributed: DistributedSettings = dataclasses.field(default_factory=DistributedSettings)
 
     def validate(self) -> None:
         """Checks values and their combinations.

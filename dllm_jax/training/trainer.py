@@ -9,6 +9,7 @@ from flax import nnx, struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from dllm_jax import hosts
 from dllm_jax.data.packing import Batch
 from dllm_jax.mesh import TRAINING, batch_shardings, state_shardings
 from dllm_jax.models.model import Model, abstract_model
@@ -104,7 +105,7 @@ class Trainer:
         return optax.incremental_update(params, ema, 1 - decay)
 
     def _placed(self, batch: Batch) -> Any:
-        return jax.device_put(batch, batch_shardings(batch, self.mesh))
+        return hosts.place(batch, batch_shardings(batch, self.mesh))
 
 
 def build_optimizer(settings: TrainSettings, *, schedule: optax.Schedule) -> optax.GradientTransformation:
