@@ -98,6 +98,24 @@ class Group:
         self.board.tell(key, pickle.dumps(value))
         return value
 
+    def meet(self) -> None:
+        """Waits until all processes have come here.
+
+        Raises:
+            Ended: one will not.
+        """
+        folder = f"here/{self._values}"
+        if self.process:
+            self.board.put(f"{folder}/{self.process}", "")
+
+        def gather() -> None:
+            while len(self.board.find(folder)) < self.count - 1:
+                if self.failure:
+                    raise Ended
+                time.sleep(POLL_SECONDS)
+
+        self.from_first(gather)
+
     def agreed(self, name: str, value: T) -> T:
         """The value that process 0 had when it was asked first for this name."""
         if name not in self._agreed:
@@ -233,4 +251,5 @@ class _Signs:
         if not self.lost:
             return None
         process = min(self.lost, key=int)
-        return Failure(FAULT, f"error: process {process}: no sign of life for {self._lost_seconds:g} s: it was ended")
+        told = f"no sign of life for {self._lost_seconds:g} s: it was killed, or its host is gone"
+        return Failure(FAULT, f"error: process {process} has given {told}")

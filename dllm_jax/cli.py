@@ -31,7 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dllm_jax import hosts
-from dllm_jax.config import Config, build, section, to_config_dict
+from dllm_jax.config import Config, build, read_section, to_config_dict
 from dllm_jax.errors import UsageError, naming
 from dllm_jax.settings import DistributedSettings, blocks_table, policy_table
 
@@ -100,7 +100,7 @@ def execute(
             return 0
         values = _override(values, overrides, schema)
         _prefer_cublas(values)
-        hosts.start(section(DistributedSettings, values, "distributed"))
+        hosts.start(read_section(DistributedSettings, values, "distributed"))
         return main(build(schema, values))
 
     return guarded(body)

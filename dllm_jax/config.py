@@ -122,7 +122,7 @@ def build(schema: type[S], values: ConfigDict) -> S:
     return config
 
 
-def section(cls: type[T], values: ConfigDict, name: str) -> T:
+def read_section(cls: type[T], values: ConfigDict, name: str) -> T:
     """One section of the settings, of which only types and names are checked; see `from_config_dict`."""
     if not isinstance(values[name], ConfigDict):
         raise UsageError(f"{name}: expected a section of settings, got {values[name]!r}")

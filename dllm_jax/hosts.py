@@ -9,7 +9,6 @@ With one process, as most jobs are, all of this does nothing. JAX is imported on
 """
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from dllm_jax.board import Board, Ended, Failure, Group
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import DistributedSettings
+from dllm_jax.streams import take_streams
 
 T = TypeVar("T")
 _group: Group | None = None  # None: one process
@@ -53,18 +53,9 @@ def start(settings: DistributedSettings) -> None:
         ) from None
     process, count = global_state.process_id, global_state.num_processes
     if count > 1:
-        _take_streams(speaks=process == 0)
+        take_streams(speaks=process == 0)
         board = Board(global_state.client)
         _group = Group(board, process=process, count=count, lost_seconds=settings.lost_seconds)
-
-
-def _take_streams(*, speaks: bool) -> None:
-    """Lets only process 0 speak, and no library in its name: Gloo greets every peer on the standard output."""
-    own, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    sys.stdout = os.fdopen(own if speaks else nowhere, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
-    if not speaks:
-        sys.stderr = sys.stdout
 
 
 def check(settings: DistributedSettings) -> None:
@@ -108,6 +99,12 @@ def from_first(make: Callable[[], T]) -> T:
     return make() if _group is None else _group.from_first(make)
 
 
+def meet() -> None:
+    """Waits until all processes have come here, so that what is wrong in one ends the job before the next step."""
+    if _group:
+        _group.meet()
+
+
 def agreed(name: str, value: T) -> T:
     """The value of process 0 under a name, the first it had: for what the processes may see differently."""
     return value if _group is None else _group.agreed(name, value)
@@ -124,8 +121,11 @@ def same(what: str, mine: Mapping[str, Any], *, difference: Callable[[Any, Any],
     Raises:
         UsageError: this process has something else than process 0.
     """
-    if _group and (got := difference(from_first(lambda: mine), mine)):
+    if _group is None:
+        return
+    if got := difference(_group.from_first(lambda: mine), mine):
         raise UsageError(f"distributed: expected the {what} of process 0 in all processes, got {got}")
+    _group.meet()
 
 
 def fetch(tree: T) -> T:

@@ -104,6 +104,7 @@ def run(
         job = prepare(config, asked, mesh, bad=bad, file=file, done=begun)
         if score and not job.codec:
             raise UsageError(f"tokenizer.path: expected a tokenizer, to score text, got none in {config.model.path!r}")
+        hosts.meet()
         result = decode(job)
         scores: dict[str, Any] = {}
         if score:

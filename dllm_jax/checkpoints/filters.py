@@ -120,7 +120,7 @@ def _read(place: Path) -> dict[str, Any]:
 def _read_orbax(folder: Path) -> dict[str, Any]:
     try:
         stored = store.stored_params(folder)
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in stored.items()}
         return dict(store.restore_params(folder, wanted))
     except UsageError as error:

@@ -279,9 +279,13 @@ def export_hf(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, tra
 
 
 def write_tensors(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, track: Track = iter) -> None:
-    """Writes the weights of a model, the first part of `export_hf`."""
+    """Writes the weights of a model, the first part of `export_hf`; with several processes, all come here."""
     params, names = layout.flatten(model.params), registry.tensor_names(model.config)
     shards = files.grouped({path: param.nbytes for path, param in params.items()}, shard_bytes)
+    if not hosts.is_first():
+        for param in params.values():
+            hosts.fetch(param)  # process 0 needs the parts that are here
+        return
     coming = iter(track(list(params)))
     weight_map: dict[str, str] = {}
     for number, paths in enumerate(shards, 1):
@@ -291,7 +295,8 @@ def write_tensors(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES,
             for path in paths
             for name, shape in zip(names[path], layout.tensor_shapes(path, params[path].shape), strict=True)
         }
-        split = (layout.split(path, np.asarray(hosts.fetch(params[path]))) for path in itertools.islice(coming, len(paths)))
+        some = itertools.islice(coming, len(paths))
+        split = (layout.split(path, np.asarray(hosts.fetch(params[path]))) for path in some)
         _write_file(target / file, shapes, itertools.chain.from_iterable(split))
         weight_map |= dict.fromkeys(shapes, file)
     if len(shards) > 1:

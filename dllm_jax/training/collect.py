@@ -33,18 +33,20 @@ def collect(
     Raises:
         UsageError: there are records of another identity and `overwrite` is off, or they are damaged.
     """
-    shards = RecordFolder(folder, identity, overwrite=overwrite)
+    shards = hosts.from_first(lambda: RecordFolder(folder, identity, overwrite=overwrite))
     batches = decoder.batches([len(prompt) for prompt in prompts])
     with rich.progress.Progress(**for_people()) as progress:
-        missing = shards.missing(len(batches))
+        missing = hosts.from_first(lambda: shards.missing(len(batches)))
         bar = progress.add_task("collecting", total=len(batches), completed=len(batches) - len(missing))
         for shard in missing:
             rows = batches[shard]
             batch = [prompts[row] for row in rows]
             answer_BG = decoder(batch, rows=rows).tokens_BG
-            shards.write(shard, replay(decoder, batch, answer_BG, rows=rows), shards=len(batches))
+            records = replay(decoder, batch, answer_BG, rows=rows)
+            if hosts.is_first():
+                shards.write(shard, records, shards=len(batches))
             progress.advance(bar)
-    return shards.read(len(batches))
+    return hosts.from_first(lambda: shards.read(len(batches)))
 
 
 def replay(

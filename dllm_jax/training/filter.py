@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from dllm_jax import jobs
+from dllm_jax import hosts, jobs
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.filters import save_filter
 from dllm_jax.checkpoints.fingerprint import check_apart
@@ -21,12 +21,13 @@ from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.decoding import text
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.identity import basis, digest, sources
-from dllm_jax.mesh import make_mesh
+from dllm_jax.mesh import make_mesh, one_device
 from dllm_jax.models.filter import FilterConfig
+from dllm_jax.models.model import computing
 from dllm_jax.places import only_writer
 from dllm_jax.training.collect import collect
 from dllm_jax.training.filter_config import FilterTraining
-from dllm_jax.training.filter_fit import fit
+from dllm_jax.training.filter_fit import Fitted, fit
 from dllm_jax.training.filter_plots import plot_fit, plot_quality
 from dllm_jax.training.filter_quality import quality
 from dllm_jax.training.filter_report import compare
@@ -78,7 +79,7 @@ def train(config: FilterTraining) -> dict[str, Any]:
         identity = _identity(config, asked, mesh)
         if metrics := run.begin(identity, reported=_reported(config, asked)):
             return metrics
-        outdated(folder, _of_records(identity), overwrite=config.output.overwrite)
+        hosts.from_first(lambda: outdated(folder, _of_records(identity), overwrite=config.output.overwrite))
         return _train(config, asked, run=run, records=folder, identity=identity)
 
 
@@ -91,6 +92,7 @@ def _train(
     _, _, test = split_prompts(range(len(questions.tokens)), seed=config.fit.seed)
     reported = separate or questions.part(samples.spread(test.tolist(), config.data.eval_prompts))
     held_out = HeldOutPrompts(reported.prompts, reported.tokens, codec=codec)
+    hosts.meet()
     run.open(identity)
     seconds = {"prepare": time.perf_counter() - start}
 
@@ -102,9 +104,14 @@ def _train(
     seconds["collect"] = time.perf_counter() - start - sum(seconds.values())
     parts = split(collected, seed=config.fit.seed)
     network = FilterConfig(collected.block_length, **dataclasses.asdict(config.network))
-    with decoder.computing():
-        fitted = fit(parts.training, parts.validation, network=network, settings=config.fit, run=run)
-        measured = quality(fitted.filter, parts.test, positions=config.fit.positions)
+
+    def learn() -> tuple[Fitted, dict[str, Any]]:
+        own = one_device() if hosts.several() else decoder.model.mesh  # small enough for process 0 alone
+        with computing(own, precision=config.model.matmul_precision):
+            fitted = fit(parts.training, parts.validation, network=network, settings=config.fit, run=run)
+            return fitted, quality(fitted.filter, parts.test, positions=config.fit.positions)
+
+    fitted, measured = hosts.from_first(learn)
     seconds["fit"] = time.perf_counter() - start - sum(seconds.values())
     comparison = []
     if held_out.prompts:
@@ -127,13 +134,18 @@ def _train(
         **jobs.environment(config=config, model=decoder.model),
         IDENTITY: {**identity, **_reported(config, asked)},
     }
+    hosts.from_first(lambda: _export(config, fitted, run=run, metrics=metrics))
+    run.finish()
+    return metrics
+
+
+def _export(config: FilterTraining, fitted: Fitted, *, run: RunFolder, metrics: Mapping[str, Any]) -> None:
+    """Writes the filter with what is known of it."""
     with files.new_folder(run.target, overwrite=config.output.overwrite) as target:
         save_filter(target, fitted.filter.params)
         plot_fit(target / "fit.png", fitted.history, best_epoch=fitted.best_epoch)
-        plot_quality(target / "quality.png", measured)
+        plot_quality(target / "quality.png", metrics["test"])
         (target / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    run.finish()
-    return metrics
 
 
 def open_decoder(config: FilterTraining) -> tuple[Decoder, text.TextCodec]:
@@ -235,6 +247,9 @@ def _records_folder(config: FilterTraining, run: RunFolder) -> Iterator[Path]:
         yield run.folder / "records"
         return
     folder = Path(config.data.records_path).resolve()
+    if not hosts.is_first():
+        yield folder
+        return
     check_apart([folder], _reads(config), field="data.records_path")
     with only_writer(folder, field="data.records_path"):
         yield folder

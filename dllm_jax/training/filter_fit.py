@@ -75,7 +75,7 @@ class Fitter:
     @property
     def abstract(self) -> FitState:
         """Shapes, dtypes and the one device of a state."""
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         shapes = jax.eval_shape(self._init)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
 
@@ -140,7 +140,7 @@ def fit(
         for records in (training, validation)
     ]
     fitter = Fitter(network, settings)
-    with contextlib.closing(TrainingCheckpoints(run.checkpoints)) as checkpoints:
+    with contextlib.closing(TrainingCheckpoints(run.checkpoints, alone=True)) as checkpoints:
         state, history = fitter.init(), list[Measured]()
         if checkpoints.latest() is not None:
             state, kept = checkpoints.restore(fitter.abstract)

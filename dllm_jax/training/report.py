@@ -11,6 +11,7 @@ import numpy as np
 import rich.progress
 from tensorboardX import SummaryWriter
 
+from dllm_jax import hosts
 from dllm_jax.data.outputs import replace_file
 from dllm_jax.errors import naming
 from dllm_jax.progress import for_people
@@ -18,6 +19,8 @@ from dllm_jax.progress import for_people
 
 class Reporter:
     """Writes the metrics of a run from the step on where it starts or continues; a context manager.
+
+    Of several processes only the first writes.
 
     Args:
         folder: for metrics.jsonl and TensorBoard's files. Entries behind `start` come from a run that was interrupted
@@ -28,9 +31,11 @@ class Reporter:
 
     def __init__(self, folder: Path, *, start: int, steps: int) -> None:
         self._lines = folder / "metrics.jsonl"
-        if self._lines.exists():
-            replace_file(self._lines, "".join(_until(self._lines, start)))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self._board = None
+        if hosts.is_first():
+            if self._lines.exists():
+                replace_file(self._lines, "".join(_until(self._lines, start)))
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._progress = rich.progress.Progress(
             *rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn(), **for_people()
         )
@@ -44,7 +49,8 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-        self._board.close()
+        if self._board:
+            self._board.close()
 
     def step(self, metrics: Mapping[str, jax.Array], *, tokens: int) -> None:
         """Notes a step, without waiting for it.
@@ -86,11 +92,12 @@ class Reporter:
             self._progress.console.print(
                 f"step {step}/{self._steps} {group}: {told}", soft_wrap=True, highlight=False, markup=False
             )
-        with naming(self._lines), self._lines.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(f"{group}/{name}", value, step)
-        self._board.flush()
+        if self._board:
+            with naming(self._lines), self._lines.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "group": group, **values}) + "\n")
+            for name, value in values.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
+            self._board.flush()
         self._reset()
 
     def _reset(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dllm_jax import hosts
 from dllm_jax.checkpoints.files import check_new_folder, read_json
 from dllm_jax.checkpoints.fingerprint import check_apart
 from dllm_jax.data.outputs import IDENTITY, difference, replace_file
@@ -20,6 +21,8 @@ METRICS = "metrics.json"  # of the result
 
 class RunFolder:
     """PATH.training beside the folder PATH that the run will write: what it needs to continue, and its metrics.
+
+    Of several processes the first does all of it, where all others come too.
 
     Args:
         output: the settings.
@@ -51,6 +54,10 @@ class RunFolder:
         Raises:
             UsageError: what is there is of another run, and output.overwrite is off.
         """
+        hosts.same("settings, files and samples", {**identity, **reported}, difference=difference)
+        return hosts.from_first(lambda: self._begin(identity, reported))
+
+    def _begin(self, identity: Mapping[str, Any], reported: Mapping[str, Any]) -> dict[str, Any] | None:
         if self._result:
             change = difference(self._result[IDENTITY], {**identity, **reported})
             if not change:
@@ -74,6 +81,9 @@ class RunFolder:
         Raises:
             UsageError: the interrupted run had another one, and output.overwrite is off.
         """
+        hosts.from_first(lambda: self._open(identity))
+
+    def _open(self, identity: Mapping[str, Any]) -> None:
         if self._change(identity):
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +91,9 @@ class RunFolder:
 
     def finish(self) -> None:
         """Drops what only an interrupted run needs; the metrics stay."""
+        hosts.from_first(self._finish)
+
+    def _finish(self) -> None:
         self._settings.unlink(missing_ok=True)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
@@ -110,7 +123,10 @@ def opened(output: TrainingOutput, reads: Mapping[str, Path]) -> Iterator[RunFol
     Raises:
         UsageError: it cannot be written, is something that the run reads, or another one writes it.
     """
-    run = RunFolder(output)
+    run = hosts.from_first(lambda: RunFolder(output))
+    if not hosts.is_first():
+        yield run
+        return
     check_apart([run.target, run.folder], reads, field="output.path")
     with only_writer(run.target, field="output.path"):
         yield run

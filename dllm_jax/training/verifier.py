@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dllm_jax import jobs
+from dllm_jax import hosts, jobs
 from dllm_jax.checkpoints import files, hf
 from dllm_jax.checkpoints.load import resolve
 from dllm_jax.data.outputs import IDENTITY
@@ -88,6 +88,7 @@ def _train(
         seed=config.train.seed,
     )  # fmt: skip
     identity = {**identity, **_answers(config)}
+    hosts.meet()
     run.open(identity)
     with computing(mesh, precision=config.model.matmul_precision):
         state, measured = fit(trainer, batches, run=run, evaluate=evaluate)
@@ -178,6 +179,9 @@ def export(
         metrics: what metrics.json says.
         settings: whether an existing folder is replaced.
     """
+    if not hosts.is_first():
+        hf.write_tensors(model, target)
+        return
     fields = qwen2.config_fields(model.config) | {"torch_dtype": model.dtype.name}
     with files.new_folder(target, overwrite=settings.output.overwrite) as folder:
         hf.write_tensors(model, folder)
@@ -209,6 +213,10 @@ def _identity(config: VerifierTraining, corpus: Corpus, mesh: Mesh) -> dict[str,
 
 def _answers(config: VerifierTraining) -> dict[str, str]:
     """What belongs to the identity besides: the model's own answers, if they are wanted and there."""
+    return hosts.from_first(lambda: _answers_here(config))
+
+
+def _answers_here(config: VerifierTraining) -> dict[str, str]:
     path = Path(config.data.distill_path)
     is_there = config.data.distill_path and path.is_file()
     return {"answers": hashlib.sha256(path.read_bytes()).hexdigest()} if is_there else {}
