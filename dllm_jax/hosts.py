@@ -172,6 +172,16 @@ def place(tree: T, shardings: Any) -> T:
     return jax.tree.map(parts, tree, shardings)
 
 
+def everywhere(tree: T) -> T:
+    """Arrays of the host, the same in all processes, on every device of all; with one process the tree as it is."""
+    if _group is None:
+        return tree
+    import jax
+
+    sharding = jax.NamedSharding(jax.make_mesh((jax.device_count(),), ("devices",)), jax.P())
+    return place(tree, jax.tree.map(lambda _: sharding, tree))
+
+
 def blames_others(error: Exception) -> bool:
     """Whether an error of this process is the fault of another one, which has failed or is lost; this takes a while."""
     if _group is None or isinstance(error, Ended):

@@ -71,11 +71,6 @@ def make_mesh(
         return Mesh(np.array(chosen).reshape(shape), MESH_AXES, axis_types=auto)
 
 
-def one_device() -> Mesh:
-    """A mesh of the first device of this process."""
-    return jax.make_mesh((1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=jax.local_devices()[:1])
-
-
 def even_share(devices: Sequence[jax.Device], needed: int) -> list[jax.Device]:
     """As many devices of every process, process by process: of a mesh in this order the last axes stay in a process.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dllm_jax import hosts
 from dllm_jax.errors import UsageError, naming
 from dllm_jax.models import registry
 from dllm_jax.models.fields import token_ids
@@ -163,14 +164,23 @@ def check_new_folder(target: Path, *, overwrite: bool, field: str = "--target", 
 def new_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place if the block succeeds and vanishes if it does not.
 
+    Of several processes the first makes and renames it; the others get its name.
+
     Raises:
         UsageError: `target` exists and may not be replaced, or its parent cannot be written to.
         OSError: naming `target`; nothing is left there.
     """
-    check_new_folder(target, overwrite=overwrite)
-    suffix = uuid.uuid4().hex[:SUFFIX_LENGTH]
+    suffix = hosts.from_first(lambda: uuid.uuid4().hex[:SUFFIX_LENGTH])
     temporary, old = (target.with_name(f"{target.name}.{kind}-{suffix}") for kind in (PARTIAL, "old"))
-    temporary.mkdir(parents=True)
+
+    def make() -> None:
+        check_new_folder(target, overwrite=overwrite)
+        temporary.mkdir(parents=True)
+
+    hosts.from_first(make)
+    if not hosts.is_first():
+        yield temporary
+        return
     try:
         with naming(target):
             yield temporary

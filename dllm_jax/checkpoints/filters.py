@@ -12,6 +12,7 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from dllm_jax import hosts
 from dllm_jax.checkpoints import store
 from dllm_jax.checkpoints.load import ASSETS, PARAMS
 from dllm_jax.errors import UsageError
@@ -96,10 +97,14 @@ def to_arrays(params: nnx.State) -> dict[str, np.ndarray]:
 
 
 def save_filter(folder: Path, params: nnx.State) -> None:
-    """Writes a filter into a folder twice: `filter.safetensors`, and an Orbax checkpoint in `params`."""
+    """Writes a filter into a folder twice: `filter.safetensors`, and an Orbax checkpoint in `params`.
+
+    Several processes all come here.
+    """
     arrays = to_arrays(params)
-    save_file(arrays, folder / SAFETENSORS)
-    store.save_params(folder / PARAMS, {name: jnp.asarray(array) for name, array in arrays.items()})
+    if hosts.is_first():
+        save_file(arrays, folder / SAFETENSORS)
+    store.save_params(folder / PARAMS, hosts.everywhere({name: jnp.asarray(array) for name, array in arrays.items()}))
 
 
 def _read(place: Path) -> dict[str, Any]:

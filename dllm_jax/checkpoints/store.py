@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from dllm_jax import hosts
 from dllm_jax.checkpoints import files
 from dllm_jax.errors import UsageError, naming
 from dllm_jax.places import check_room
@@ -20,7 +19,7 @@ FILE_BYTES = 2**28  # small enough that the checksums of a model's files are com
 
 
 def save_params(path: Path, params: Mapping[str, jax.Array]) -> None:
-    """Writes arrays by name; the folder appears when it is complete. Of several processes the first alone does it.
+    """Writes arrays by name; the folder appears when it is complete. Several processes all come here.
 
     Args:
         path: a folder that does not exist.
@@ -30,7 +29,7 @@ def save_params(path: Path, params: Mapping[str, jax.Array]) -> None:
         ValueError: the folder exists.
         OSError: naming it; the disk is full, or the like.
     """
-    with _context(params.values(), alone=True), _writing(path):
+    with _context(params.values()), _writing(path):
         ocp.save(path.absolute(), dict(params))
 
 
@@ -76,16 +75,12 @@ class TrainingCheckpoints:
     is complete; what an interrupted run left of another one is removed.
 
     Args:
-        folder: where they are; made if it does not exist. Several processes all see it.
-        alone: of several processes the first alone uses it; else all come here, with arrays on the devices of all.
+        folder: where they are; made if it does not exist. Several processes must all see it.
     """
 
-    def __init__(self, folder: Path, *, alone: bool = False) -> None:
-        context = ocp.Context()
-        _choose_processes(context, alone=alone)
+    def __init__(self, folder: Path) -> None:
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
-            context=context,
             preservation_policy=ocp.training.preservation_policies.LatestN(1),
             cleanup_tmp_directories=True,
         )
@@ -135,17 +130,9 @@ def _by_name(tree: Any) -> dict[str, Any]:
     }
 
 
-def _choose_processes(context: ocp.Context, *, alone: bool) -> None:
-    """Says that Orbax need not wait for other processes than the first, which works alone."""
-    if alone and hosts.several():
-        context.multiprocessing.active_processes = {0}
-        context.multiprocessing.barrier_sync_key_prefix = "alone"
-
-
-def _context(arrays: Iterable[Any], *, alone: bool = False) -> ocp.Context:
+def _context(arrays: Iterable[Any]) -> ocp.Context:
     """Options: no second copy of the weights in host memory, and no compression, which gains nothing on weights."""
     context = ocp.Context()
-    _choose_processes(context, alone=alone)
     limit = max(files.IN_FLIGHT_BYTES, *(2 * _nbytes(array) for array in arrays))
     context.memory.write_concurrent_bytes = limit
     context.memory.read_concurrent_bytes = limit

@@ -21,9 +21,8 @@ from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.decoding import text
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.identity import basis, digest, sources
-from dllm_jax.mesh import make_mesh, one_device
+from dllm_jax.mesh import make_mesh
 from dllm_jax.models.filter import FilterConfig
-from dllm_jax.models.model import computing
 from dllm_jax.places import only_writer
 from dllm_jax.training.collect import collect
 from dllm_jax.training.filter_config import FilterTraining
@@ -104,14 +103,9 @@ def _train(
     seconds["collect"] = time.perf_counter() - start - sum(seconds.values())
     parts = split(collected, seed=config.fit.seed)
     network = FilterConfig(collected.block_length, **dataclasses.asdict(config.network))
-
-    def learn() -> tuple[Fitted, dict[str, Any]]:
-        own = one_device() if hosts.several() else decoder.model.mesh  # small enough for process 0 alone
-        with computing(own, precision=config.model.matmul_precision):
-            fitted = fit(parts.training, parts.validation, network=network, settings=config.fit, run=run)
-            return fitted, quality(fitted.filter, parts.test, positions=config.fit.positions)
-
-    fitted, measured = hosts.from_first(learn)
+    with decoder.computing():
+        fitted = fit(parts.training, parts.validation, network=network, settings=config.fit, run=run)
+        measured = quality(fitted.filter, parts.test, positions=config.fit.positions)
     seconds["fit"] = time.perf_counter() - start - sum(seconds.values())
     comparison = []
     if held_out.prompts:
@@ -134,7 +128,7 @@ def _train(
         **jobs.environment(config=config, model=decoder.model),
         IDENTITY: {**identity, **_reported(config, asked)},
     }
-    hosts.from_first(lambda: _export(config, fitted, run=run, metrics=metrics))
+    _export(config, fitted, run=run, metrics=metrics)
     run.finish()
     return metrics
 
@@ -143,9 +137,10 @@ def _export(config: FilterTraining, fitted: Fitted, *, run: RunFolder, metrics: 
     """Writes the filter with what is known of it."""
     with files.new_folder(run.target, overwrite=config.output.overwrite) as target:
         save_filter(target, fitted.filter.params)
-        plot_fit(target / "fit.png", fitted.history, best_epoch=fitted.best_epoch)
-        plot_quality(target / "quality.png", metrics["test"])
-        (target / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        if hosts.is_first():
+            plot_fit(target / "fit.png", fitted.history, best_epoch=fitted.best_epoch)
+            plot_quality(target / "quality.png", metrics["test"])
+            (target / METRICS).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
 
 
 def open_decoder(config: FilterTraining) -> tuple[Decoder, text.TextCodec]:

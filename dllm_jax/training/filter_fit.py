@@ -11,6 +11,7 @@ import optax
 from flax import nnx, struct
 from jaxtyping import Array, Float, Int
 
+from dllm_jax import hosts
 from dllm_jax.checkpoints.filters import Filter, from_arrays, to_arrays
 from dllm_jax.checkpoints.store import TrainingCheckpoints
 from dllm_jax.errors import UsageError
@@ -69,13 +70,15 @@ class Fitter:
         self.network, self.settings = network, settings
         self.optimizer = optax.adamw(settings.learning_rate, weight_decay=settings.weight_decay)
         self.graphdef = nnx.graphdef(self._module())
-        self.init = jax.jit(self._init)
-        self.advance = jax.jit(self._advance, donate_argnums=0)
+        # Several processes all fit the same, on all their devices.
+        self._sharding = jax.NamedSharding(jax.sharding.get_mesh(), jax.P()) if hosts.several() else None
+        self.init = jax.jit(self._init, out_shardings=self._sharding)
+        self.advance = jax.jit(self._advance, donate_argnums=0, out_shardings=self._sharding)
 
     @property
     def abstract(self) -> FitState:
-        """Shapes, dtypes and the one device of a state."""
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        """Shapes, dtypes and the one device of a state, or all of several processes."""
+        device = self._sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shapes = jax.eval_shape(self._init)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
 
@@ -140,7 +143,7 @@ def fit(
         for records in (training, validation)
     ]
     fitter = Fitter(network, settings)
-    with contextlib.closing(TrainingCheckpoints(run.checkpoints, alone=True)) as checkpoints:
+    with contextlib.closing(TrainingCheckpoints(run.checkpoints)) as checkpoints:
         state, history = fitter.init(), list[Measured]()
         if checkpoints.latest() is not None:
             state, kept = checkpoints.restore(fitter.abstract)

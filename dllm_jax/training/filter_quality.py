@@ -7,6 +7,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from dllm_jax import hosts
 from dllm_jax.checkpoints.filters import Filter
 from dllm_jax.training.filter_fit import examples, mean_loss
 from dllm_jax.training.records import Records
@@ -33,7 +34,7 @@ def quality(filter_: Filter, records: Records, *, positions: str) -> dict[str, A
     """
     counted = examples(records, positions=positions)
     loss = jax.jit(mean_loss)(filter_.graphdef, filter_.params, counted)
-    probability_RQ = np.asarray(_probability(filter_.graphdef, filter_.params, counted.confidence_RQ))
+    probability_RQ = np.asarray(hosts.fetch(_probability(filter_.graphdef, filter_.params, counted.confidence_RQ)))
     right_M = records.correct_RQ[records.masked_RQ]
     scores = {"filter": probability_RQ[records.masked_RQ], "threshold": records.confidence_RQ[records.masked_RQ]}
     # The decoders' own rules: a filter accepts above tau, a confidence threshold from tau on.

@@ -179,15 +179,13 @@ def export(
         metrics: what metrics.json says.
         settings: whether an existing folder is replaced.
     """
-    if not hosts.is_first():
-        hf.write_tensors(model, target)
-        return
     fields = qwen2.config_fields(model.config) | {"torch_dtype": model.dtype.name}
     with files.new_folder(target, overwrite=settings.output.overwrite) as folder:
         hf.write_tensors(model, folder)
-        files.copy_companions(tokenizer, folder, patterns=files.TOKENIZER)
-        for name, content in (("config.json", fields), (METRICS, metrics)):
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if hosts.is_first():
+            files.copy_companions(tokenizer, folder, patterns=files.TOKENIZER)
+            for name, content in (("config.json", fields), (METRICS, metrics)):
+                (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _reads(config: VerifierTraining) -> dict[str, Path]:
