@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+from dllm_jax.streams import FAULT, expect_end
+
 T = TypeVar("T")
-FAULT = 1  # exit code
-GRACE_SECONDS = 5.0  # for a program to end by itself when the job has failed
+GRACE_SECONDS = 10.0  # for a program to end by itself when the job has failed
 PERIOD_SECONDS = 0.5  # between two looks at the board, and two signs of life
 POLL_SECONDS = 0.05  # between two looks of a process that has nothing else to do
 WAIT_SECONDS = 1.0  # after which a process that waits for a value looks whether the job goes on
@@ -172,8 +173,10 @@ class Group:
         while not (self.failure and self.failure.line):
             with contextlib.suppress(RuntimeError):  # the store is lost with process 0
                 if ended := self.board.find(f"ended/{self._round}"):
+                    if code := int(ended["code"]):
+                        expect_end(code)
                     self.board.put(f"left/{self._round}/{self.process}", "")
-                    return int(ended["code"])
+                    return code
             time.sleep(POLL_SECONDS)
         print(self.failure.line, file=sys.__stderr__, flush=True)
         return self.failure.code

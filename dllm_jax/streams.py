@@ -10,6 +10,8 @@ JAX_ENDS = "Polled an error from coordination service"  # in the first line of w
 FIRST_IS_LOST = "error: process 0 has ended: it was killed, or its host is gone"
 FAULT = 1  # exit code
 RELAY_SECONDS = 2.0  # in which what was written before an abort is read
+_handler: object = None  # of SIGABRT; kept here, since C does not
+_code: int | None = None  # the exit code, when it is known
 
 
 def take_streams(*, speaks: bool) -> None:
@@ -25,6 +27,12 @@ def take_streams(*, speaks: bool) -> None:
     if not speaks:
         sys.stderr = sys.stdout
         _shorten_abort()
+
+
+def expect_end(code: int) -> None:
+    """Says that process 0 is about to end, which is no loss: this one ends with the same code."""
+    global _code
+    _code = code
 
 
 def _shorten_abort() -> None:
@@ -48,13 +56,11 @@ def _shorten_abort() -> None:
 
     def aborted(_: int) -> None:
         if is_end.wait(RELAY_SECONDS):  # else it aborts for another reason, after this returns
-            os.write(own, f"{FIRST_IS_LOST}\n".encode())
-            os._exit(FAULT)
+            if _code is None:
+                os.write(own, f"{FIRST_IS_LOST}\n".encode())
+            os._exit(FAULT if _code is None else _code)
 
     threading.Thread(target=relay, name="dllm_jax.streams", daemon=True).start()
     global _handler
     _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
     ctypes.CDLL(None).signal(signal.SIGABRT, _handler)  # Python's own handlers would run too late
-
-
-_handler: object = None  # kept, since C does not

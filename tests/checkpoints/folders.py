@@ -1,6 +1,7 @@
 """Checkpoint folders for tests: copies of the recorded ones, in other dtypes, or damaged on purpose."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,16 @@ def with_fields(source: Path, target: Path, **fields: Any) -> Path:
     config = json.loads((copied(source, target) / "config.json").read_text()) | fields
     (target / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     return target
+
+
+def one_layer(source: Path, target: Path) -> Path:
+    """A copy of a LLaDA folder without all but its first layer, in a folder of its own: fast, and no good."""
+
+    def cut(edited: Tensors) -> None:
+        for name in [name for name in edited if re.search(r"blocks\.[1-9]", name)]:
+            del edited[name]
+
+    return with_fields(with_tensors(source, target / "all", cut), target / "one", n_layers=1)
 
 
 def in_dtype(source: Path, target: Path, dtype: Any) -> Path:

@@ -1,7 +1,6 @@
 """A one-layer copy of the bundled diffusion model, and training runs short enough for tests."""
 
 import functools
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from dllm_jax import cli
 from dllm_jax.checkpoints.load import ASSETS
 from dllm_jax.training import verifier
 from dllm_jax.training.config import VerifierTraining
-from tests.checkpoints.folders import Tensors, with_fields, with_tensors
+from tests.checkpoints.folders import one_layer
 from train.verifier import main
 
 ROOT = Path(__file__).parents[2]
@@ -25,14 +24,8 @@ FLAGS = (
 
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled model without all but its first layer: fast, and no good."""
-
-    def cut(tensors: Tensors) -> None:
-        for name in [name for name in tensors if re.search(r"blocks\.[1-9]", name)]:
-            del tensors[name]
-
-    folder = tmp_path_factory.mktemp("teacher")
-    return with_fields(with_tensors(ASSETS / "llada-tiny", folder / "eight", cut), folder / "one", n_layers=1)
+    """The bundled model without all but its first layer."""
+    return one_layer(ASSETS / "llada-tiny", tmp_path_factory.mktemp("teacher"))
 
 
 @pytest.fixture

@@ -1,0 +1,160 @@
+"""Real processes on this machine, two CPU devices each: they give what one process gives, byte for byte, and end alike."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from dllm_jax.checkpoints.load import ASSETS
+from tests.checkpoints.folders import one_layer
+from tests.distributed.processes import LIMIT, LOST, Done, finished, run, started
+
+pytestmark = pytest.mark.slow
+SHORT = ("--config=threshold", "decode.gen_length=32", "decode.batch_size=4")
+TRAINED = (
+    "network.num_layers=1", "network.embed_dim=16", "network.mlp_dim=32", "data.samples=100", "data.eval_samples=5",
+    "decode.gen_length=16", "decode.block_length=16", "decode.batch_size=8", "train.steps=6", "train.batch_size=4",
+    "train.warmup_steps=1", "train.log_every=2", "train.eval_every=4", "train.checkpoint_every=2",
+)  # fmt: skip
+FITTED = (
+    "data.prompts=9", "data.eval_prompts=4", "decode.gen_length=16", "decode.block_length=8", "decode.batch_size=4",
+    "fit.epochs=40", "fit.checkpoint_every=10", "report.thresholds=0.5",
+)  # fmt: skip
+
+
+def ended_well(results: list[Done]) -> Done:
+    """What process 0 left, if all ended well and only it spoke."""
+    assert [done.code for done in results] == [0] * len(results), results
+    assert not any(done.out or done.err for done in results[1:]), results
+    return results[0]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The output of one process."""
+    path = tmp_path_factory.mktemp("one") / "out.jsonl"
+    ended_well(run("decode.run", *SHORT, "mesh.data=1", f"output.path={path}"))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("axis", ["data", "fsdp", "tensor"])
+def test_a_mesh_over_two_processes(axis: str, expected: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    ended_well(run("decode.run", *SHORT, f"mesh.{axis}=4", f"output.path={path}", count=2))
+    assert path.read_bytes() == expected
+    assert not [file.name for file in tmp_path.iterdir() if file.name not in ("out.jsonl", "out.jsonl.metrics.json")]
+
+
+def test_evaluation_by_four_processes_on_all_axes(tmp_path: Path) -> None:
+    one, four, tasks = tmp_path / "one.jsonl", tmp_path / "four.jsonl", tmp_path / "tasks.jsonl"
+    tasks.write_text("\n".join((ASSETS / "tasks_eval.jsonl").read_text().splitlines()[::40]))
+    job = (*SHORT, f"input.path={tasks}")
+    ended_well(run("decode.eval", *job, "mesh.data=1", f"output.path={one}"))
+    mesh = ("mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
+    ended_well(run("decode.eval", *job, *mesh, f"output.path={four}", count=4))
+    assert four.read_bytes() == one.read_bytes()
+    metrics = [json.loads(Path(f"{path}.metrics.json").read_text()) for path in (one, four)]
+    assert metrics[0]["accuracy_by_task"] == metrics[1]["accuracy_by_task"]
+
+
+def test_results_on_the_standard_output_are_those_of_process_0(expected: bytes) -> None:
+    assert ended_well(run("decode.run", *SHORT, "mesh.data=2", count=2)).out.encode() == expected
+
+
+def test_a_mistake_of_all_is_told_once() -> None:
+    first, second = run("decode.run", *SHORT, "mesh.data=4", "input.path=/no/such/file", count=2)
+    assert (first.code, second.code) == (2, 2)
+    assert first.err.count("\n") == 1, first.err
+    assert first.err.startswith("error: input.path: expected a readable file")
+    assert (first.out, second.out, second.err) == ("", "", "")
+
+
+def test_a_mistake_of_another_process_is_told_by_process_0(tmp_path: Path) -> None:
+    inputs = [f"input.path={ASSETS / 'prompts.jsonl'}", "input.path=/no/such/file"]
+    path = tmp_path / "out.jsonl"
+    first, second = run("decode.run", *SHORT, "mesh.data=4", inputs, f"output.path={path}", count=2)
+    assert (first.code, second.code) == (2, 2)
+    assert first.err.count("\n") == 1, first.err
+    assert first.err.startswith("error: process 1: input.path: expected a readable file")
+    assert (first.out, second.out, second.err) == ("", "", "")
+    assert {file.name for file in tmp_path.iterdir()} <= {"out.jsonl.lock"}  # nothing but what a killed job may leave
+
+
+def test_other_prompts_in_another_process(tmp_path: Path) -> None:
+    (tmp_path / "few.jsonl").write_text((ASSETS / "prompts.jsonl").read_text().partition("\n")[0])
+    inputs = [f"input.path={ASSETS / 'prompts.jsonl'}", f"input.path={tmp_path / 'few.jsonl'}"]
+    first, second = run("decode.run", *SHORT, "mesh.data=4", inputs, count=2)
+    assert (first.code, second.code) == (2, 2)
+    assert first.errors == [
+        "error: process 1: distributed: expected the settings, files and prompts of process 0 in all processes, got "
+        "other prompts"
+    ]
+
+
+@pytest.mark.parametrize(("victim", "axis"), [(1, "tensor"), (0, "data")])
+def test_when_one_is_killed_the_other_ends_and_the_job_can_go_on(victim: int, axis: str, tmp_path: Path) -> None:
+    lines = (ASSETS / "tasks_eval.jsonl").read_text().splitlines()[::25]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    path, undisturbed = tmp_path / "out.jsonl", tmp_path / "undisturbed.jsonl"
+    job = ("--config=vanilla", "decode.batch_size=2", f"input.path={tmp_path / 'in.jsonl'}")
+    partial = Path(f"{path}.partial")
+    with started("decode.run", *job, f"mesh.{axis}=4", f"output.path={path}", count=2) as processes:
+        wait_for(partial, processes)
+        processes[victim].kill()
+        begin = time.monotonic()
+        done = finished(processes[1 - victim])
+        assert time.monotonic() - begin < 6 * LOST
+    assert done.code == 1
+    assert len(done.errors) == 1, done.err
+    assert done.err.count("\n") == (2 if victim else 1), done.err  # process 0 has told the end tokens before
+    assert done.errors[0].startswith(f"error: process {victim} ")
+    assert 0 < partial.read_bytes().count(b"\n") - 1 < len(lines)
+    for output in (path, undisturbed):  # one process goes on with what two began
+        ended_well(run("decode.run", *job, f"mesh.{axis}=4", f"output.path={output}", devices=4))
+    assert path.read_bytes() == undisturbed.read_bytes()
+
+
+def wait_for(partial: Path, processes: list[subprocess.Popen[str]]) -> None:
+    """Waits for the first rows."""
+    for _ in range(LIMIT * 20):
+        if partial.exists() and partial.read_bytes().count(b"\n") > 2:
+            return
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+    raise AssertionError("no rows")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"model.path={one_layer(ASSETS / 'llada-tiny', tmp_path_factory.mktemp('teacher'))}"
+
+
+def test_a_verifier_of_two_processes(teacher: str, tmp_path: Path) -> None:
+    for name, count, devices in (("one", 1, 2), ("two", 2, 1)):
+        output = f"output.path={tmp_path / name}"
+        ended_well(run("train.verifier", *TRAINED, teacher, "mesh.fsdp=2", output, count=count, devices=devices))
+    assert (tmp_path / "two" / "model.safetensors").read_bytes() == (
+        tmp_path / "one" / "model.safetensors"
+    ).read_bytes()
+    assert {path.name for path in (tmp_path / "two.training").iterdir()} == {"metrics.jsonl", "tensorboard"}
+
+
+def test_a_filter_of_two_processes(teacher: str, tmp_path: Path) -> None:
+    for name, count, devices in (("one", 1, 2), ("two", 2, 1)):
+        output = f"output.path={tmp_path / name}"
+        ended_well(run("train.filter", *FITTED, teacher, "mesh.data=2", output, count=count, devices=devices))
+    one, two = tmp_path / "one.training" / "records", tmp_path / "two.training" / "records"
+    files = {path.name: path.read_bytes() for path in one.iterdir()}
+    assert {path.name: path.read_bytes() for path in two.iterdir()} == files
+    assert len(files) == 4  # of three batches, and what they are of
+    assert (tmp_path / "two/filter.safetensors").read_bytes() == (tmp_path / "one/filter.safetensors").read_bytes()
+
+
+def test_what_one_process_converted_is_restored_by_two(expected: bytes, tmp_path: Path) -> None:
+    flags = (f"--source={ASSETS / 'llada-tiny'}", f"--target={tmp_path / 'model'}")
+    ended_well(run("dllm_jax.checkpoints.convert", *flags))
+    settings = (*SHORT, f"model.path={tmp_path / 'model'}", "mesh.fsdp=2", "mesh.tensor=2")
+    ended_well(run("decode.run", *settings, f"output.path={tmp_path / 'out.jsonl'}", count=2))
+    assert (tmp_path / "out.jsonl").read_bytes() == expected
