@@ -133,7 +133,7 @@ class Group:
 
     def failed(self) -> bool:
         """Waits until it is clear whether another process is the reason for an error of this one."""
-        latest = time.monotonic() + self.lost_seconds + 4 * PERIOD_SECONDS
+        latest = time.monotonic() + self.lost_seconds + GRACE_SECONDS + 4 * PERIOD_SECONDS
         while not self.failure and time.monotonic() < latest:
             time.sleep(POLL_SECONDS)
         return self.failure is not None

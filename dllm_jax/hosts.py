@@ -152,7 +152,7 @@ def _gather(mesh: Any) -> Callable[[Any], Any]:
     return jax.jit(lambda arrays: arrays, out_shardings=jax.NamedSharding(mesh, jax.P()))
 
 
-def place(tree: T, shardings: Any) -> T:
+def place(tree: Any, shardings: Any) -> Any:
     """Arrays of the host, the same in all processes, on the devices of all: `jax.device_put` without comparing them.
 
     Args:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 240  # seconds that a process may take on a busy machine
@@ -56,16 +56,9 @@ def started(
                 "distributed.start_seconds=120",
             ]  # fmt: skip
         flags = [setting if setting.startswith("--") else f"--config.{setting}" for setting in given]
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", module, *flags],
-                cwd=ROOT,
-                env=environment(devices),
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )  # fmt: skip
-        )
+        command = [sys.executable, "-m", module, *flags]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment(devices), **pipes))
     try:
         yield processes
     finally:

@@ -1,4 +1,4 @@
-"""Real processes on this machine, two CPU devices each: they give what one process gives, byte for byte, and end alike."""
+"""Real processes on this machine with CPU devices: they give what one process gives, byte for byte, and end alike."""
 
 import json
 import subprocess
