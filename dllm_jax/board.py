@@ -75,14 +75,20 @@ class Group:
 
     def __init__(self, board: Board, *, process: int, count: int, lost_seconds: float) -> None:
         self.board, self.process, self.count, self.lost_seconds = board, process, count, lost_seconds
-        self.failure: Failure | None = None  # what ended the job elsewhere
-        self._round = self._values = 0  # conclusions, and values of process 0, so far
+        self._found: tuple[int, Failure | None] = (0, None)  # why which round failed elsewhere
+        self._round = self._values = self._beats = 0  # conclusions, values of process 0, signs of life so far
         self._agreed: dict[str, Any] = {}
         self._concluding = threading.Lock()
         self._signs = _Signs(range(1, count) if process == 0 else [0], lost_seconds=lost_seconds)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="dllm_jax.board", daemon=True)
         self._thread.start()
+
+    @property
+    def failure(self) -> Failure | None:
+        """What has ended the job elsewhere."""
+        round_, failure = self._found
+        return failure if round_ == self._round else None
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What process 0 makes, for all; the others wait for it as long as the job goes on.
@@ -149,12 +155,12 @@ class Group:
         """
         with self._concluding:
             code = self._follow(mine) if self.process else self._lead(mine)
-            self._round, self.failure = self._round + 1, None
+            self._round += 1
         return code
 
     def _lead(self, mine: Failure) -> int:
         """In process 0, whose own line counts first: tells the code, and waits until all that live know it."""
-        code, line = mine if mine.line or not self.failure else self.failure
+        code, line = mine if mine.line else self.failure or mine
         if line:
             print(line, file=sys.stderr, flush=True)
         self.board.put(f"ended/{self._round}/code", str(code))
@@ -163,6 +169,7 @@ class Group:
             if time.monotonic() > latest:
                 break
             time.sleep(POLL_SECONDS)
+            self._live()
         return code
 
     def _follow(self, mine: Failure) -> int:
@@ -170,7 +177,7 @@ class Group:
         with contextlib.suppress(RuntimeError):
             if mine.code:
                 self.board.put(f"mistakes/{self._round}/{self.process}", json.dumps(mine))
-        while not (self.failure and self.failure.line):
+        while not ((failure := self.failure) and failure.line):
             with contextlib.suppress(RuntimeError):  # the store is lost with process 0
                 if ended := self.board.find(f"ended/{self._round}"):
                     if code := int(ended["code"]):
@@ -178,8 +185,8 @@ class Group:
                     self.board.put(f"left/{self._round}/{self.process}", "")
                     return code
             time.sleep(POLL_SECONDS)
-        print(self.failure.line, file=sys.__stderr__, flush=True)
-        return self.failure.code
+        print(failure.line, file=sys.__stderr__, flush=True)
+        return failure.code
 
     def stop(self) -> None:
         """Ends the watching thread."""
@@ -187,17 +194,26 @@ class Group:
         self._thread.join()
 
     def _watch(self) -> None:
-        beats = 0
+        """Gives signs of life, looks for the end, and brings it about where the program does not conclude in time."""
+        round_, latest = -1, 0.0
         while not self._stopped.wait(PERIOD_SECONDS):
-            round_, beats = self._round, beats + 1
+            if self._round != round_:
+                round_, latest = self._round, time.monotonic() + GRACE_SECONDS
             found = None
             with contextlib.suppress(RuntimeError):  # the store is lost with process 0
-                self.board.put(f"lives/{self.process}/beat", str(beats))
+                self._live()
                 found = self._ended(round_) if self.process else self._mistake(round_)
-                self._signs.see(self.board.find("lives/0" if self.process else "lives"))
-            self.failure = found or self._signs.failure()
-            if self.failure:
-                self._bring_about_end(round_)
+            self._found = round_, found or self._signs.failure()
+            if not self.failure:
+                latest = time.monotonic() + GRACE_SECONDS
+            elif time.monotonic() > latest:
+                self._end(round_)
+
+    def _live(self) -> None:
+        """Gives a sign of life and looks for those of others."""
+        self._beats += 1
+        self.board.put(f"lives/{self.process}/beat", str(self._beats))
+        self._signs.see(self.board.find("lives/0" if self.process else "lives"))
 
     def _mistake(self, round_: int) -> Failure | None:
         """What another process has found wrong."""
@@ -213,11 +229,8 @@ class Group:
         code = int(self.board.find(f"ended/{round_}").get("code", 0))
         return Failure(code, "") if code else None
 
-    def _bring_about_end(self, round_: int) -> None:
-        """Ends the process, unless its program concludes in time."""
-        latest = time.monotonic() + GRACE_SECONDS
-        while self._round == round_ and time.monotonic() < latest:
-            time.sleep(POLL_SECONDS)
+    def _end(self, round_: int) -> None:
+        """Ends the process, unless its program concludes just now."""
         with self._concluding:
             if self._round == round_:
                 code = self._follow(Failure(0, "")) if self.process else self._lead(Failure(0, ""))
