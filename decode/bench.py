@@ -15,7 +15,7 @@ import json
 
 from rich.console import Console
 
-from dllm_jax import cli
+from dllm_jax import cli, hosts
 from dllm_jax.config import Config
 from dllm_jax.data.outputs import check_writable, replace_file
 
@@ -26,7 +26,7 @@ def main(config: Config) -> None:
     from dllm_jax.checkpoints.fingerprint import check_apart
     from dllm_jax.identity import sources
 
-    path, *others = check_writable(config.output.path, ("",)) if config.output.path else [None]
+    path, *others = check_writable(config.output.path, ("",)) if config.output.path and hosts.is_first() else [None]
     if path:
         check_apart([path, *others], sources(config), field="output.path")
     results = report.measure(config)

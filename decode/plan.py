@@ -18,7 +18,7 @@ import sys
 
 from rich.console import Console
 
-from dllm_jax import cli
+from dllm_jax import cli, hosts
 from dllm_jax.config import Config
 from dllm_jax.data.outputs import check_writable, replace_file
 
@@ -38,7 +38,7 @@ def main(config: Config) -> int:
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile seconds are those of compiling
     from dllm_jax.bench import plan  # imports JAX: only after the flags are parsed
 
-    path = check_writable(config.output.path, ("",))[0] if config.output.path else None
+    path = check_writable(config.output.path, ("",))[0] if config.output.path and hosts.is_first() else None
     results = plan.plan(config)
     console = Console(highlight=False)
     console.width = max(console.width, 160)

@@ -96,7 +96,9 @@ def run(
         mesh = decode_mesh(config, prompt_length=max(map(_about_tokens, asked)))
         named = config.output.path or hosts.several()
         itself = identity(config, asked, mesh, command=command) if named else {}
-        hosts.same("settings, files and prompts", itself, difference=difference)
+        if hosts.several():
+            here = fingerprint.without_times(itself)
+            hosts.same("settings, files and prompts", here, difference=difference)
         begun = hosts.from_first(lambda: file.begin(itself) if file else {})
         if isinstance(begun, Finished):
             print(f"finished already: {config.output.path}", file=sys.stderr)

@@ -71,6 +71,11 @@ def make_mesh(
         return Mesh(np.array(chosen).reshape(shape), MESH_AXES, axis_types=auto)
 
 
+def own_device(mesh: Mesh) -> Mesh:
+    """A mesh of one device of another mesh, the first that belongs to this process."""
+    return Mesh(mesh.local_mesh.devices.flatten()[:1].reshape(1, 1, 1), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+
+
 def even_share(devices: Sequence[jax.Device], needed: int) -> list[jax.Device]:
     """As many devices of every process, process by process: of a mesh in this order the last axes stay in a process.
 

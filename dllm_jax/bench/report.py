@@ -17,7 +17,8 @@ from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.build import open_companions
 from dllm_jax.errors import UsageError
-from dllm_jax.models.model import Model
+from dllm_jax.mesh import own_device
+from dllm_jax.models.model import Model, computing
 from dllm_jax.placement import decode_mesh
 from dllm_jax.settings import numbers
 
@@ -50,8 +51,9 @@ def measure(config: Config) -> dict[str, Any]:
         steps += time_steps(decoder, prompts, bench=config.bench)
         decodes.append(time_decode(decoder, prompts, repeats=config.bench.repeats))
     source = memory_source()  # and peaks before the ceilings, which take memory of their own
-    with decoders[0].computing():
-        ceilings = measure_ceilings(mesh.devices.flat[0], model.dtype, repeats=config.bench.repeats)
+    own = own_device(mesh)
+    with computing(own, precision=config.model.matmul_precision):
+        ceilings = measure_ceilings(own.devices.flat[0], model.dtype, repeats=config.bench.repeats)
     return {
         "steps": [_step_entry(timing, ceilings) for timing in steps],
         "decodes": [_decode_entry(timing) for timing in decodes],

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.manifest import NAME as MANIFEST
@@ -19,6 +20,7 @@ from dllm_jax.errors import UsageError
 WHOLE_BYTES = 2**26  # files up to here are hashed as a whole
 HEAD_BYTES = 2**20
 SAMPLES, SAMPLE_BYTES = 64, 2**16
+TIME = "@"  # in the digest of a large file, before its modification time
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", MANIFEST)
 SETTINGS = ("config.json", files.GENERATION, *files.TOKENIZER)
 
@@ -34,6 +36,12 @@ def fingerprint(places: Mapping[str, Path]) -> dict[str, str]:
         for field, place in places.items()
         for path in sorted(read_files(place, tokenizer_only=field == "tokenizer.path"))
     }
+
+
+def without_times(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a job, with the content of its files alone: hosts may have copies of them."""
+    digests = {name: digest.partition(TIME)[0] for name, digest in identity["files"].items()}
+    return {**identity, "files": digests}
 
 
 def read_files(place: Path, *, tokenizer_only: bool = False) -> Iterator[Path]:
@@ -88,9 +96,9 @@ def _digest(path: Path) -> str:
     with path.open("rb") as file:
         if stat.st_size <= WHOLE_BYTES:
             return hashlib.file_digest(file, "sha256").hexdigest()
-        sha = hashlib.sha256(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+        sha = hashlib.sha256(str(stat.st_size).encode())
         sha.update(file.read(HEAD_BYTES))
         for sample in range(SAMPLES):
             file.seek((stat.st_size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
             sha.update(file.read(SAMPLE_BYTES))
-    return sha.hexdigest()
+    return f"{sha.hexdigest()}{TIME}{stat.st_mtime_ns}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from dllm_jax import hosts
 from dllm_jax.checkpoints.files import check_new_folder, read_json
-from dllm_jax.checkpoints.fingerprint import check_apart
+from dllm_jax.checkpoints.fingerprint import check_apart, without_times
 from dllm_jax.data.outputs import IDENTITY, difference, replace_file
 from dllm_jax.errors import UsageError
 from dllm_jax.places import only_writer
@@ -54,7 +54,7 @@ class RunFolder:
         Raises:
             UsageError: what is there is of another run, and output.overwrite is off.
         """
-        hosts.same("settings, files and samples", {**identity, **reported}, difference=difference)
+        hosts.same("settings, files and samples", without_times({**identity, **reported}), difference=difference)
         return hosts.from_first(lambda: self._begin(identity, reported))
 
     def _begin(self, identity: Mapping[str, Any], reported: Mapping[str, Any]) -> dict[str, Any] | None:
