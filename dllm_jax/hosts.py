@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from dllm_jax.board import Board, Ended, Failure, Group
 from dllm_jax.errors import UsageError
-from dllm_jax.settings import DistributedSettings
+from dllm_jax.settings import DistributedSettings, check_fields
 from dllm_jax.streams import take_streams
 
 T = TypeVar("T")
@@ -29,7 +29,8 @@ def start(settings: DistributedSettings) -> None:
         UsageError: the settings do not make sense, or the others did not come in time.
     """
     global _group
-    check(settings)
+    check_fields("distributed", settings)
+    settings.check("distributed", None)
     if _group or not (settings.auto or settings.num_processes > 1):
         return
     import jax
@@ -56,29 +57,6 @@ def start(settings: DistributedSettings) -> None:
         take_streams(speaks=process == 0)
         board = Board(global_state.client)
         _group = Group(board, process=process, count=count, lost_seconds=settings.lost_seconds)
-
-
-def check(settings: DistributedSettings) -> None:
-    """Refuses settings that do not make sense.
-
-    Raises:
-        UsageError: naming the field.
-    """
-    coordinator, count, process = settings.coordinator, settings.num_processes, settings.process_id
-    for name, least in (("num_processes", 1), ("process_id", 0), ("start_seconds", 1), ("lost_seconds", 1)):
-        if (value := getattr(settings, name)) < least:
-            raise UsageError(f"distributed.{name}: expected at least {least}, got {value}")
-    if settings.auto and (coordinator or (count, process) != (1, 0)):
-        raise UsageError("distributed.auto: expected no coordinator, num_processes and process_id with it, got some")
-    if settings.auto:
-        return
-    host, _, port = coordinator.rpartition(":")
-    if coordinator and not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise UsageError(f"distributed.coordinator: expected HOST:PORT, got {coordinator!r}")
-    if count > 1 and not coordinator:
-        raise UsageError(f"distributed.coordinator: expected HOST:PORT for {count} processes, got none")
-    if process >= count:
-        raise UsageError(f"distributed.process_id: expected 0 to {count - 1}, got {process}")
 
 
 def several() -> bool:

@@ -70,6 +70,9 @@ from dllm_jax.settings.general import (
     DecodeSettings as DecodeSettings,
 )
 from dllm_jax.settings.general import (
+    DistributedSettings as DistributedSettings,
+)
+from dllm_jax.settings.general import (
     InputSettings as InputSettings,
 )
 from dllm_jax.settings.general import (

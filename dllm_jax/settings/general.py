@@ -149,6 +149,36 @@ def block_schedule(decode: DecodeSettings) -> tuple[int, int]:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedSettings(Section):
+    """The processes that do a job together, one or more on every host; all get the same settings but process_id."""
+
+    coordinator: str = setting("", "HOST:PORT of process 0, where the processes meet (empty: one process)")
+    num_processes: int = setting(1, "processes in all, with a coordinator", least=1)
+    process_id: int = setting(0, "which one this is, from 0", least=0)
+    auto: bool = setting(
+        False, "all three are found out (TPU pods, Slurm, Kubernetes, Open MPI: jax.distributed.initialize)"
+    )
+    start_seconds: int = setting(300, "how long a process waits for the others to come", least=1)
+    lost_seconds: int = setting(60, "without a sign of life for so long a process is given up, and all end", least=1)
+
+    def check(self, name: str, config: Any) -> None:
+        """The processes can meet: somewhere, every one with a number of its own; or all of that is found out."""
+        if self.auto:
+            if self.coordinator or (self.num_processes, self.process_id) != (1, 0):
+                raise UsageError(
+                    f"{name}.auto: expected no coordinator, num_processes and process_id with it, got some"
+                )
+            return
+        host, _, port = self.coordinator.rpartition(":")
+        if self.coordinator and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise UsageError(f"{name}.coordinator: expected HOST:PORT, got {self.coordinator!r}")
+        if self.num_processes > 1 and not self.coordinator:
+            raise UsageError(f"{name}.coordinator: expected HOST:PORT for {self.num_processes} processes, got none")
+        if self.process_id >= self.num_processes:
+            raise UsageError(f"{name}.process_id: expected 0 to {self.num_processes - 1}, got {self.process_id}")
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchSettings(Section):
     """What `decode.bench` measures, and how long."""
 
