@@ -11,8 +11,8 @@ from dllm_jax.data.samples import Sample
 from dllm_jax.decoding.text import TextCodec
 from dllm_jax.errors import UsageError
 from dllm_jax.progress import for_people
-from dllm_jax.training.config import DataSettings
-from dllm_jax.training.distill import answer_tokens
+from dllm_jax.training.verifier.config import DataSettings
+from dllm_jax.training.verifier.distill import answer_tokens
 
 HELD_OUT_SHARE = 10  # at most every tenth line of data.path is held out
 

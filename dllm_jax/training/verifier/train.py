@@ -27,13 +27,13 @@ from dllm_jax.mesh import batch_multiple, make_mesh
 from dllm_jax.models import qwen2
 from dllm_jax.models.model import Model, computing
 from dllm_jax.models.transformer import TransformerConfig
-from dllm_jax.training import distill
-from dllm_jax.training.acceptance import HeldOut
-from dllm_jax.training.config import NetworkSettings, VerifierTraining
-from dllm_jax.training.corpus import Corpus
 from dllm_jax.training.loop import fit
 from dllm_jax.training.run import METRICS, RunFolder, opened
 from dllm_jax.training.trainer import Trainer
+from dllm_jax.training.verifier import distill
+from dllm_jax.training.verifier.acceptance import HeldOut
+from dllm_jax.training.verifier.config import NetworkSettings, VerifierTraining
+from dllm_jax.training.verifier.corpus import Corpus
 
 NORM_EPS = 1e-6
 PATHS = ("path", "eval_path", "distill_path")  # of data: their content counts, not their names
