@@ -15,10 +15,9 @@ from dllm_jax import jobs
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.filters import save_filter
 from dllm_jax.checkpoints.fingerprint import check_apart, sources
-from dllm_jax.data import samples, tasks
+from dllm_jax.data import samples, tasks, text
 from dllm_jax.data.outputs import IDENTITY, VERSION
 from dllm_jax.data.prompts import BadLines, Prompt
-from dllm_jax.decoding import text
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.identity import basis, digest
 from dllm_jax.mesh import make_mesh

@@ -16,10 +16,10 @@ from dllm_jax import jobs
 from dllm_jax.checkpoints import files, hf
 from dllm_jax.checkpoints.fingerprint import sources
 from dllm_jax.checkpoints.load import resolve
+from dllm_jax.data import text
 from dllm_jax.data.outputs import IDENTITY
 from dllm_jax.data.packing import training_batches
 from dllm_jax.data.samples import Sample
-from dllm_jax.decoding import text
 from dllm_jax.decoding.end_tokens import end_of_turn
 from dllm_jax.errors import UsageError
 from dllm_jax.identity import basis, digest
