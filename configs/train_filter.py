@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from dllm_jax.config import to_config_dict
-from dllm_jax.training.filter_config import FilterTraining
+from dllm_jax.training.filter.config import FilterTraining
 
 
 def get_config() -> ConfigDict:

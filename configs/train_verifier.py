@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from dllm_jax.config import to_config_dict
-from dllm_jax.training.config import VerifierTraining
+from dllm_jax.training.verifier.config import VerifierTraining
 
 
 def get_config() -> ConfigDict:

@@ -6,8 +6,9 @@ set XLA's flags before JAX starts.
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["decode", "load_model", "logits"]
+from dllm_jax.version import __version__
+
+__all__ = ["__version__", "decode", "load_model", "logits"]
 
 if TYPE_CHECKING:
     from dllm_jax.api import decode, load_model, logits

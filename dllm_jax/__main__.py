@@ -8,8 +8,9 @@ import runpy
 import sys
 from typing import NamedTuple
 
-from dllm_jax import __version__, cli
+from dllm_jax import cli
 from dllm_jax.errors import UsageError
+from dllm_jax.version import __version__
 
 
 class Command(NamedTuple):

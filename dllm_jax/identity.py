@@ -8,13 +8,13 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-import dllm_jax
 from dllm_jax.checkpoints import fingerprint
 from dllm_jax.checkpoints.load import resolve
 from dllm_jax.config import Config
 from dllm_jax.data.outputs import VERSION
 from dllm_jax.data.prompts import Prompt
 from dllm_jax.decoding.policies.build import companions_of, every_companion
+from dllm_jax.version import __version__
 
 
 def identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh, *, command: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def basis(config: Config, mesh: Mesh, *, sections: Collection[str] = ()) -> dict
         del settings[name]["path"]  # its content stands under files
     del settings["model"]["verify"]
     return {
-        VERSION: dllm_jax.__version__,
+        VERSION: __version__,
         "platform": mesh.devices.flat[0].platform,
         "files": fingerprint.fingerprint(sources(config)),
         **{name: section for name, section in settings.items() if not sections or name in sections},

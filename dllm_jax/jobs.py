@@ -14,14 +14,14 @@ import jax
 import rich.progress
 from jax.sharding import Mesh
 
-import dllm_jax
 from dllm_jax import hosts
 from dllm_jax.checkpoints import fingerprint
 from dllm_jax.checkpoints.load import load_model, resolve
 from dllm_jax.config import Config
+from dllm_jax.data import text
 from dllm_jax.data.outputs import Finished, ResultFile, Row, difference
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
-from dllm_jax.decoding import end_tokens, text
+from dllm_jax.decoding import end_tokens
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.build import companions_of, open_companions
 from dllm_jax.decoding.state import DecodeResult, Timing
@@ -34,6 +34,7 @@ from dllm_jax.placement import decode_mesh, model_shape
 from dllm_jax.places import only_writer
 from dllm_jax.progress import for_people
 from dllm_jax.settings import TokenizerSettings
+from dllm_jax.version import __version__
 
 SHOWN_ERRORS = 20  # ids of failed rows named on stderr; all are in the output
 
@@ -396,7 +397,7 @@ def environment(*, config: Any, model: Model) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
-            "dllm_jax": dllm_jax.__version__,
+            "dllm_jax": __version__,
         },
         "config": dataclasses.asdict(config),
     }

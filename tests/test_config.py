@@ -8,7 +8,7 @@ from configs import base, vanilla
 from dllm_jax.config import Config, build, from_config_dict, to_config_dict, validate
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import DecodeSettings, block_schedule
-from dllm_jax.training.filter_config import FilterTraining
+from dllm_jax.training.filter.config import FilterTraining
 
 
 def with_value(name: str, value: object) -> Config:

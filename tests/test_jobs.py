@@ -15,8 +15,8 @@ import pytest
 from decode.run import main
 from dllm_jax import cli, jobs
 from dllm_jax.checkpoints.load import ASSETS
+from dllm_jax.data import text
 from dllm_jax.data.prompts import Prompt
-from dllm_jax.decoding import text
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeResult
 from dllm_jax.settings import TokenizerSettings

@@ -17,15 +17,15 @@ started again.
 from rich.console import Console
 
 from dllm_jax import cli
-from dllm_jax.training.filter_config import FilterTraining
+from dllm_jax.training.filter.config import FilterTraining
 
 
 def main(config: FilterTraining) -> None:
     """Trains, and says what the filter can do."""
     cli.require("tensorboardX", extra="train")
     cli.require("matplotlib", extra="viz")
-    from dllm_jax.training import filter as training  # imports JAX: only after the flags are parsed
-    from dllm_jax.training.filter_report import table
+    from dllm_jax.training.filter import train as training  # imports JAX: only after the flags are parsed
+    from dllm_jax.training.filter.report import table
 
     metrics = training.train(config)
     if metrics["comparison"]:

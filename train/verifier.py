@@ -14,15 +14,15 @@ started again.
 """
 
 from dllm_jax import cli
-from dllm_jax.training.config import VerifierTraining
+from dllm_jax.training.verifier.config import VerifierTraining
 
 
 def main(config: VerifierTraining) -> None:
     """Trains, and says what the verifier can do."""
     cli.require("grain", "tensorboardX", extra="train")
-    from dllm_jax.training import verifier  # imports JAX: only after the flags are parsed
+    from dllm_jax.training.verifier import train as training  # imports JAX: only after the flags are parsed
 
-    metrics = verifier.train(config)
+    metrics = training.train(config)
     print(
         f"token accuracy {metrics['token_accuracy']:.3f} on {metrics['held_out_samples']} held-out samples; with apd "
         f"{metrics['accepted_per_forward']:.2f} tokens accepted per forward"

@@ -10,7 +10,7 @@ import numpy as np
 from dllm_jax.data import formats, prompts, tasks
 from dllm_jax.data.packing import Example
 from dllm_jax.data.prompts import BadLines, Prompt
-from dllm_jax.decoding.text import TextCodec
+from dllm_jax.data.text import TextCodec
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import InputSettings
 

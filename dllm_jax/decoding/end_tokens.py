@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from dllm_jax.decoding.text import TextCodec
+from dllm_jax.data.text import TextCodec
 from dllm_jax.errors import UsageError
 from dllm_jax.models.transformer import TransformerConfig
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from dllm_jax.data.prompts import Prompt
+from dllm_jax.data.text import TextCodec
 from dllm_jax.decoding.state import DecodeResult
-from dllm_jax.decoding.text import TextCodec
 from dllm_jax.evals.scorers import SCORERS, scorer_for
 
 

@@ -14,7 +14,7 @@ from dllm_jax.checkpoints.fingerprint import check_apart, without_times
 from dllm_jax.data.outputs import IDENTITY, difference, replace_file
 from dllm_jax.errors import UsageError
 from dllm_jax.places import only_writer
-from dllm_jax.training.config import TrainingOutput
+from dllm_jax.training.settings import TrainingOutput
 
 METRICS = "metrics.json"  # of the result
 

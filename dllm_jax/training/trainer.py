@@ -14,8 +14,8 @@ from dllm_jax.data.packing import Batch
 from dllm_jax.mesh import TRAINING, batch_shardings, state_shardings
 from dllm_jax.models.model import Model, abstract_model
 from dllm_jax.models.transformer import Transformer, TransformerConfig
-from dllm_jax.training.config import TrainSettings
 from dllm_jax.training.losses import AnswerSums, answer_sums
+from dllm_jax.training.settings import TrainSettings
 
 WIDTH = {"embed", "vocab_embed"}  # logical axes as long as the model is wide
 MASTER_DTYPE = jnp.float32  # of parameters and moments; the forward runs in the dtype of the diffusion model

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 
 from dllm_jax.checkpoints.load import ASSETS
+from dllm_jax.data import text
 from dllm_jax.data.prompts import Prompt
-from dllm_jax.decoding import text
-from dllm_jax.decoding.special_text import SpecialText
-from dllm_jax.decoding.text import TextCodec
+from dllm_jax.data.special_text import SpecialText
+from dllm_jax.data.text import TextCodec
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import TokenizerSettings
 from tests.cases.conftest import Run

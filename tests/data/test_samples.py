@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from dllm_jax.checkpoints.load import ASSETS
-from dllm_jax.data import samples, tasks
+from dllm_jax.data import samples, tasks, text
 from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.data.samples import Sample
-from dllm_jax.decoding import text
-from dllm_jax.decoding.text import TextCodec
+from dllm_jax.data.text import TextCodec
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import TokenizerSettings
 

@@ -8,7 +8,7 @@ import pytest
 
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.load import ASSETS
-from dllm_jax.decoding import text
+from dllm_jax.data import text
 from dllm_jax.decoding.end_tokens import end_tokens, names
 from dllm_jax.errors import UsageError
 from dllm_jax.models.registry import PRESETS

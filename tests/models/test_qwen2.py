@@ -14,8 +14,8 @@ from dllm_jax.api import logits
 from dllm_jax.checkpoints import files, hf, layout
 from dllm_jax.checkpoints.convert import convert
 from dllm_jax.checkpoints.load import ASSETS, load_model
+from dllm_jax.data import text
 from dllm_jax.data.prompts import Prompt
-from dllm_jax.decoding import text
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models import qwen2, registry

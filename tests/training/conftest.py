@@ -8,8 +8,8 @@ import pytest
 
 from dllm_jax import cli
 from dllm_jax.checkpoints.load import ASSETS
-from dllm_jax.training import verifier
-from dllm_jax.training.config import VerifierTraining
+from dllm_jax.training.verifier import train as training
+from dllm_jax.training.verifier.config import VerifierTraining
 from tests.checkpoints.folders import one_layer
 from train.verifier import main
 
@@ -43,7 +43,7 @@ def arguments(teacher: Path, tmp_path: Path) -> Callable[..., list[str]]:
 def one_trainer_for_equal_settings() -> Iterator[None]:
     """Runs with the same settings share their compiled step."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verifier, "Trainer", functools.cache(verifier.Trainer))
+        patch.setattr(training, "Trainer", functools.cache(training.Trainer))
         yield
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from dllm_jax.data.packing import training_batches
 from dllm_jax.mesh import make_mesh
-from dllm_jax.training.config import TrainSettings
+from dllm_jax.training.settings import TrainSettings
 from dllm_jax.training.trainer import Trainer, TrainState
 from tests.training.tiny import LENGTH, SETTINGS, SHAPE, counting
 

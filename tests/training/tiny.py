@@ -4,7 +4,7 @@ import numpy as np
 
 from dllm_jax.data.packing import Example
 from dllm_jax.models.transformer import TransformerConfig
-from dllm_jax.training.config import TrainSettings
+from dllm_jax.training.settings import TrainSettings
 
 SHAPE = TransformerConfig(
     family="qwen2", num_layers=1, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=32, vocab_size=64,

@@ -15,23 +15,22 @@ from dllm_jax import hosts, jobs
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.filters import save_filter
 from dllm_jax.checkpoints.fingerprint import check_apart
-from dllm_jax.data import samples, tasks
+from dllm_jax.data import samples, tasks, text
 from dllm_jax.data.outputs import IDENTITY, VERSION
 from dllm_jax.data.prompts import BadLines, Prompt
-from dllm_jax.decoding import text
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.identity import basis, digest, sources
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.filter import FilterConfig
 from dllm_jax.places import only_writer
-from dllm_jax.training.collect import collect
-from dllm_jax.training.filter_config import FilterTraining
-from dllm_jax.training.filter_fit import Fitted, fit
-from dllm_jax.training.filter_plots import plot_fit, plot_quality
-from dllm_jax.training.filter_quality import quality
-from dllm_jax.training.filter_report import compare
+from dllm_jax.training.filter.collect import collect
+from dllm_jax.training.filter.config import FilterTraining
+from dllm_jax.training.filter.fit import Fitted, fit
+from dllm_jax.training.filter.plots import plot_fit, plot_quality
+from dllm_jax.training.filter.quality import quality
+from dllm_jax.training.filter.records import outdated, split, split_prompts
+from dllm_jax.training.filter.report import compare
 from dllm_jax.training.held_out import HeldOutPrompts
-from dllm_jax.training.records import outdated, split, split_prompts
 from dllm_jax.training.run import METRICS, RunFolder, opened
 
 RECORDED = ("model", "tokenizer", "decode")  # sections of the settings that decide the records

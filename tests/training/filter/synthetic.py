@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dllm_jax.training.records import Records
+from dllm_jax.training.filter.records import Records
 
 
 def synthetic(*, prompts: int, steps: int, block_length: int = 8, first: int = 0) -> Records:

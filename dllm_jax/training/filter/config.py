@@ -15,7 +15,7 @@ from dllm_jax.settings import (
     at_least,
     setting,
 )
-from dllm_jax.training.config import TrainingOutput
+from dllm_jax.training.settings import TrainingOutput
 
 POSITIONS = ("all", "masked")
 MIN_PROMPTS = 3  # one to learn from, one for validation, one for the test

@@ -16,8 +16,8 @@ from dllm_jax.decoding.state import DecodeResult
 from dllm_jax.models.model import Model
 from dllm_jax.progress import for_people
 from dllm_jax.settings import FactorSettings, ThresholdSettings
-from dllm_jax.training.collect import replay
-from dllm_jax.training.filter_config import ReportSettings, report_thresholds
+from dllm_jax.training.filter.collect import replay
+from dllm_jax.training.filter.config import ReportSettings, report_thresholds
 from dllm_jax.training.held_out import HeldOutPrompts
 
 Row = dict[str, Any]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from dllm_jax.checkpoints.filters import Filter, from_arrays
-from dllm_jax.training import filter_plots, filter_quality
-from dllm_jax.training.filter_fit import Measured
-from dllm_jax.training.filter_quality import THRESHOLDS, acceptance, calibration, quality
-from dllm_jax.training.records import Records
+from dllm_jax.training.filter import plots
+from dllm_jax.training.filter import quality as module
+from dllm_jax.training.filter.fit import Measured
+from dllm_jax.training.filter.quality import THRESHOLDS, acceptance, calibration, quality
+from dllm_jax.training.filter.records import Records
 
 # Two steps of a block of three; the last position of the first step is committed.
 RECORDS = Records(
@@ -68,7 +69,7 @@ def test_the_loss_by_hand(linear: Filter, positions: str) -> None:
 
 
 def test_a_filter_accepts_above_tau_only(monkeypatch: pytest.MonkeyPatch, linear: Filter) -> None:
-    monkeypatch.setattr(filter_quality, "_probability", lambda *_: jnp.full((2, 3), 0.9, jnp.float32))
+    monkeypatch.setattr(module, "_probability", lambda *_: jnp.full((2, 3), 0.9, jnp.float32))
     measured = quality(linear, RECORDS, positions="all")
     assert at(measured["filter"], 0.9)["coverage"] == 0
     assert at(measured["filter"], 0.85)["coverage"] == 1
@@ -98,9 +99,9 @@ def test_calibration_by_hand() -> None:
 
 def test_pictures(linear: Filter, tmp_path: Path) -> None:
     history = [Measured(10 * i, 1 / i, 1 / i + 0.01 * i) for i in range(1, 20)]
-    filter_plots.plot_fit(tmp_path / "fit.png", history, best_epoch=100)
-    filter_plots.plot_fit(tmp_path / "other.png", history, best_epoch=50)
-    filter_plots.plot_quality(tmp_path / "quality.png", quality(linear, RECORDS, positions="all"))
+    plots.plot_fit(tmp_path / "fit.png", history, best_epoch=100)
+    plots.plot_fit(tmp_path / "other.png", history, best_epoch=50)
+    plots.plot_quality(tmp_path / "quality.png", quality(linear, RECORDS, positions="all"))
     for name, panels in (("fit", 1), ("quality", 3)):
         pixels = picture(tmp_path / f"{name}.png")
         for panel in np.array_split(pixels, panels, axis=1):

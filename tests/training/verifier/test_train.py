@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 import dllm_jax
-from dllm_jax.training import verifier
-from dllm_jax.training.acceptance import HeldOut
 from dllm_jax.training.trainer import Trainer
+from dllm_jax.training.verifier import train as module
+from dllm_jax.training.verifier.acceptance import HeldOut
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 Execute = Callable[..., int]
 Refused = Callable[..., str]
 Scored = {"accepted_per_forward": 1.0}
@@ -66,7 +66,7 @@ def test_it_exports_what_it_measured(
 ) -> None:
     exported = []
     monkeypatch.setattr(
-        verifier, "export", lambda model, *args, export=verifier.export, **kwargs: (
+        module, "export", lambda model, *args, export=module.export, **kwargs: (
             exported.append(model), export(model, *args, **kwargs)
         )
     )  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_finished_run_says_so_and_other_weights_are_refused(
     with pytest.raises(RuntimeError, match="power cut"):
         execute(model, f"output.path={tmp_path / 'cut'}")
     capsys.readouterr()
-    monkeypatch.setattr(verifier, "open_teacher", lambda *args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(module, "open_teacher", lambda *args: pytest.fail("the model was loaded"))
     assert execute(model) == 0
     assert capsys.readouterr() == (first, f"finished already: {tmp_path / 'out'}\n")
     assert "got train.b2 0.98 instead of 0.9 (output.overwrite=true replaces it)" in refused(model, "train.b2=0.9")
@@ -252,7 +252,7 @@ def test_mistakes_are_one_line(refused: Refused, tmp_path: Path, settings: list[
 def test_help_and_missing_packages_need_no_jax() -> None:
     code = (
         "import importlib.util, sys; from train import verifier; from dllm_jax import cli\n"
-        "from dllm_jax.training.config import VerifierTraining\n"
+        "from dllm_jax.training.verifier.config import VerifierTraining\n"
         "find = importlib.util.find_spec\n"
         "importlib.util.find_spec = lambda name: None if name == 'grain' else find(name)\n"
         "codes = [cli.execute(verifier.main, ['x', *flags], description='', schema=VerifierTraining,\n"

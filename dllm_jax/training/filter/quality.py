@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float
 
 from dllm_jax import hosts
 from dllm_jax.checkpoints.filters import Filter
-from dllm_jax.training.filter_fit import examples, mean_loss
-from dllm_jax.training.records import Records
+from dllm_jax.training.filter.fit import examples, mean_loss
+from dllm_jax.training.filter.records import Records
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.96, 0.98, 0.99)
 BINS = 10

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 from dllm_jax.errors import UsageError
-from dllm_jax.training import records as module
-from dllm_jax.training.records import RecordFolder, Records, concatenate, split, split_prompts
-from tests.training.synthetic import synthetic
+from dllm_jax.training.filter import records as module
+from dllm_jax.training.filter.records import RecordFolder, Records, concatenate, split, split_prompts
+from tests.training.filter.synthetic import synthetic
 
 GOOD = synthetic(prompts=2, steps=3)
 

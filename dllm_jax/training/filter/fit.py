@@ -16,8 +16,8 @@ from dllm_jax.checkpoints.filters import Filter, from_arrays, to_arrays
 from dllm_jax.checkpoints.store import TrainingCheckpoints
 from dllm_jax.errors import UsageError
 from dllm_jax.models.filter import ConfidenceFilter, FilterConfig
-from dllm_jax.training.filter_config import FitSettings
-from dllm_jax.training.records import Records
+from dllm_jax.training.filter.config import FitSettings
+from dllm_jax.training.filter.records import Records
 from dllm_jax.training.report import Reporter
 from dllm_jax.training.run import RunFolder
 

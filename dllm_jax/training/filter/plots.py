@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dllm_jax.training.filter_fit import Measured
+from dllm_jax.training.filter.fit import Measured
 
 DPI = 120
 STYLES: Mapping[str, Mapping[str, Any]] = {
@@ -42,7 +42,7 @@ def plot_quality(path: Path, quality: Mapping[str, Any]) -> None:
 
     Args:
         path: the PNG file.
-        quality: what `filter_quality.quality` returned.
+        quality: what `quality.quality` returned.
     """
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     calibrated, over_tau, cost = figure.subplots(1, 3)

@@ -15,7 +15,7 @@ from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.oracle import Oracle, ReplayLog
 from dllm_jax.mesh import batch_shardings
 from dllm_jax.progress import for_people
-from dllm_jax.training.records import RecordFolder, Records
+from dllm_jax.training.filter.records import RecordFolder, Records
 
 
 def collect(

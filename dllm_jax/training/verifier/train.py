@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from dllm_jax import hosts, jobs
 from dllm_jax.checkpoints import files, hf
 from dllm_jax.checkpoints.load import resolve
+from dllm_jax.data import text
 from dllm_jax.data.outputs import IDENTITY
 from dllm_jax.data.packing import training_batches
 from dllm_jax.data.samples import Sample
-from dllm_jax.decoding import text
 from dllm_jax.decoding.end_tokens import end_of_turn
 from dllm_jax.errors import UsageError
 from dllm_jax.identity import basis, digest, sources
@@ -26,13 +26,13 @@ from dllm_jax.mesh import batch_multiple, make_mesh
 from dllm_jax.models import qwen2
 from dllm_jax.models.model import Model, computing
 from dllm_jax.models.transformer import TransformerConfig
-from dllm_jax.training import distill
-from dllm_jax.training.acceptance import HeldOut
-from dllm_jax.training.config import NetworkSettings, VerifierTraining
-from dllm_jax.training.corpus import Corpus
 from dllm_jax.training.loop import fit
 from dllm_jax.training.run import METRICS, RunFolder, opened
 from dllm_jax.training.trainer import Trainer
+from dllm_jax.training.verifier import distill
+from dllm_jax.training.verifier.acceptance import HeldOut
+from dllm_jax.training.verifier.config import NetworkSettings, VerifierTraining
+from dllm_jax.training.verifier.corpus import Corpus
 
 NORM_EPS = 1e-6
 PATHS = ("path", "eval_path", "distill_path")  # of data: their content counts, not their names

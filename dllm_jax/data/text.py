@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen2TokenizerFast
 
 from dllm_jax.data.prompts import Prompt
-from dllm_jax.decoding.special_text import SpecialText
+from dllm_jax.data.special_text import SpecialText
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import TokenizerSettings
 

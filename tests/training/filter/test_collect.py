@@ -10,9 +10,9 @@ from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import DecodeSettings
-from dllm_jax.training import collect as collecting
-from dllm_jax.training.collect import collect, replay
-from dllm_jax.training.records import Records
+from dllm_jax.training.filter import collect as collecting
+from dllm_jax.training.filter.collect import collect, replay
+from dllm_jax.training.filter.records import Records
 from tests.traces import Case, cases
 
 CASES = [case for case in cases("D_learn2pd") if case.meta["algorithm"]["function"] == "generate_data"]

@@ -15,12 +15,12 @@ from dllm_jax.checkpoints.filters import load_filter, to_arrays
 from dllm_jax.config import Config
 from dllm_jax.data import tasks
 from dllm_jax.settings import DecodeSettings, FilterSettings
-from dllm_jax.training import collect as collecting
-from dllm_jax.training import filter as training
-from dllm_jax.training.filter_config import FilterTraining
+from dllm_jax.training.filter import collect as collecting
+from dllm_jax.training.filter import train as training
+from dllm_jax.training.filter.config import FilterTraining
 from train.filter import main
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FLAGS = (
     "data.prompts=9", "data.eval_prompts=4", "decode.gen_length=16", "decode.block_length=8", "decode.batch_size=4",
     "fit.epochs=40", "fit.checkpoint_every=10", "report.thresholds=0.5", "mesh.data=1",

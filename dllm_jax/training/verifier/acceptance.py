@@ -9,8 +9,8 @@ import numpy as np
 from dllm_jax.config import Config
 from dllm_jax.data.packing import held_out_batches
 from dllm_jax.data.samples import Sample
+from dllm_jax.data.text import TextCodec
 from dllm_jax.decoding.generate import Decoder, decode_all
-from dllm_jax.decoding.text import TextCodec
 from dllm_jax.errors import UsageError
 from dllm_jax.models.model import Model
 from dllm_jax.training.held_out import HeldOutPrompts

@@ -14,19 +14,19 @@ from dllm_jax.checkpoints.filters import load_filter, save_filter, to_arrays
 from dllm_jax.checkpoints.store import TrainingCheckpoints
 from dllm_jax.errors import UsageError
 from dllm_jax.models.filter import FilterConfig
-from dllm_jax.training import filter_fit
-from dllm_jax.training.config import TrainingOutput
-from dllm_jax.training.filter_config import (
+from dllm_jax.training.filter import fit as fitting
+from dllm_jax.training.filter.config import (
     FilterNetworkSettings,
     FitSettings,
     validate_filter_network,
     validate_fit,
 )
-from dllm_jax.training.filter_fit import Fitted, Fitter
-from dllm_jax.training.records import Records, split
+from dllm_jax.training.filter.fit import Fitted, Fitter
+from dllm_jax.training.filter.records import Records, split
 from dllm_jax.training.report import Reporter
 from dllm_jax.training.run import RunFolder
-from tests.training.synthetic import synthetic
+from dllm_jax.training.settings import TrainingOutput
+from tests.training.filter.synthetic import synthetic
 
 NETWORK = FilterConfig(block_length=8, width=16)
 SETTINGS = FitSettings(epochs=55, learning_rate=0.01, eval_every=10, checkpoint_every=20, seed=1)
@@ -43,7 +43,7 @@ Fit = Callable[..., Fitted]
 def one_fitter_for_equal_settings() -> Iterator[None]:
     """Fits with the same settings share their compiled program."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filter_fit, "Fitter", functools.cache(Fitter))
+        patch.setattr(fitting, "Fitter", functools.cache(Fitter))
         yield
 
 
@@ -54,7 +54,7 @@ def fit(tmp_path: Path) -> Fit:
     def start(name: str = "out", training: Records = PARTS.training, **settings: Any) -> Fitted:
         run = RunFolder(TrainingOutput(path=str(tmp_path / name)))
         run.open(settings)
-        return filter_fit.fit(
+        return fitting.fit(
             training, PARTS.validation, network=NETWORK, settings=dataclasses.replace(SETTINGS, **settings), run=run
         )
 

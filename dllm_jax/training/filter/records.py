@@ -14,7 +14,7 @@ from dllm_jax.checkpoints.files import abbreviate, read_json
 from dllm_jax.data.outputs import difference, replace_file
 from dllm_jax.errors import UsageError
 from dllm_jax.places import folder_obstacle
-from dllm_jax.training.filter_config import MIN_PROMPTS
+from dllm_jax.training.filter.config import MIN_PROMPTS
 
 IDENTITY = "records.json"
 HELD_OUT_SHARE = 0.1  # of the prompts: once for validation, once for the test

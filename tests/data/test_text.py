@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dllm_jax.checkpoints.load import ASSETS
+from dllm_jax.data import text
 from dllm_jax.data.prompts import Prompt
-from dllm_jax.decoding import text
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import TokenizerSettings
 

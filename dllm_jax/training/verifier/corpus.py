@@ -8,11 +8,11 @@ from dllm_jax.data import samples, tasks
 from dllm_jax.data.outputs import Row
 from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.data.samples import Sample
-from dllm_jax.decoding.text import TextCodec
+from dllm_jax.data.text import TextCodec
 from dllm_jax.errors import UsageError
 from dllm_jax.progress import for_people
-from dllm_jax.training.config import DataSettings
-from dllm_jax.training.distill import answer_tokens
+from dllm_jax.training.verifier.config import DataSettings
+from dllm_jax.training.verifier.distill import answer_tokens
 
 HELD_OUT_SHARE = 10  # at most every tenth line of data.path is held out
 
