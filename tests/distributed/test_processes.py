@@ -95,10 +95,10 @@ def test_other_prompts_in_another_process(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("victim", "axis"), [(1, "tensor"), (0, "data")])
 def test_when_one_is_killed_the_other_ends_and_the_job_can_go_on(victim: int, axis: str, tmp_path: Path) -> None:
-    lines = (ASSETS / "tasks_eval.jsonl").read_text().splitlines()[::25]
+    lines = (ASSETS / "tasks_eval.jsonl").read_text().splitlines()[::40]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     path, undisturbed = tmp_path / "out.jsonl", tmp_path / "undisturbed.jsonl"
-    job = ("--config=vanilla", "decode.batch_size=2", f"input.path={tmp_path / 'in.jsonl'}")
+    job = ("--config=vanilla", "decode.gen_length=64", "decode.batch_size=2", f"input.path={tmp_path / 'in.jsonl'}")
     partial = Path(f"{path}.partial")
     with started("decode.run", *job, f"mesh.{axis}=4", f"output.path={path}", count=2) as processes:
         wait_for(partial, processes)
