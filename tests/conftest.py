@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, exact matrix products, no silent broadcasting; what a failure and the summary tell."""
+"""Eight fake CPU devices, exact matrix products, no silent broadcasting; what a failure tells."""
 
 import hashlib
 import os
@@ -11,7 +11,13 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
+
+import tests.annotations
+
+if os.environ.get("CHECK_SHAPES"):
+    jaxtyping.install_import_hook(["dllm_jax.decoding", "dllm_jax.models"], f"{tests.annotations.__name__}.checked")
 
 import dllm_jax
 from tests.traces import Case

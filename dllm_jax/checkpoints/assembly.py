@@ -108,7 +108,7 @@ class Assembly:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _insert(stack: jax.Array, part: jax.Array, layer: int) -> jax.Array:
+def _insert(stack: jax.Array, part: jax.Array, layer: int | jax.Array) -> jax.Array:
     """Writes one layer of a stacked parameter in place."""
     return jax.lax.dynamic_update_index_in_dim(stack, part, layer, 0)
 

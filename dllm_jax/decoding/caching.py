@@ -8,7 +8,7 @@ APD's (arXiv 2506.00413): the slice follows each row's first mask, and the cache
 """
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -31,6 +31,7 @@ class Span(NamedTuple):
     run_B: Int[Array, "B"] | None = None  # from this column on the cache stays as it is; None: a slice writes all
 
 
+@runtime_checkable
 class CacheStrategy(Protocol):
     """Places the forwards of a decode. Hashable: a part of the program."""
 

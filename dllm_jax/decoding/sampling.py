@@ -6,7 +6,7 @@ tokens) the vocabulary id; never on the batch, the slot or the padding.
 
 import functools
 import operator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ NEGLIGIBLE = 128.0  # a token whose logit is this far below the largest has prob
 BISECTIONS = 32  # of an interval that wide: down to neighbouring numbers
 
 
+@runtime_checkable
 class Noise(Protocol):
     """A source of draws for the prediction slots of a step."""
 
@@ -99,7 +100,7 @@ def top_n(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"], n_B: Int[A
     return open_BQ & (rank(score_BQ, open_BQ) < n_B[:, None])
 
 
-def rank(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"]) -> Int[Array, "B Q"]:
+def rank(score_BQ: Float[Array, "*B Q"], open_BQ: Bool[Array, "*B Q"]) -> Int[Array, "*B Q"]:
     """Place of every slot among the open ones, 0 for the highest score; of equals the lowest position first.
 
     Slots that are not open come after all that are.
@@ -107,6 +108,6 @@ def rank(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"]) -> Int[Arra
     return jnp.argsort(order(score_BQ, open_BQ), axis=-1, stable=True)
 
 
-def order(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"]) -> Int[Array, "B Q"]:
+def order(score_BQ: Float[Array, "*B Q"], open_BQ: Bool[Array, "*B Q"]) -> Int[Array, "*B Q"]:
     """The slot of every place of `rank`."""
     return jnp.argsort(jnp.where(open_BQ, -score_BQ, jnp.inf), axis=-1, stable=True)

@@ -1,7 +1,7 @@
 """When a row ends before its last block: the axis `decode.stop`. Rules compose."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import struct
@@ -28,6 +28,7 @@ class Ending(NamedTuple):
     fill_B: Bool[Array, "B"] | None = None  # rows whose open positions among the S are all committed now
 
 
+@runtime_checkable
 class StopRule(Protocol):
     """Ends rows. A `flax.struct.dataclass`, like a policy."""
 

@@ -5,7 +5,7 @@ changes the program is a static field. To add a decoder, add a file here and a l
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from flax import struct
@@ -100,6 +100,7 @@ class PerSlot:
     value: Any
 
 
+@runtime_checkable
 class PolicyLog(Protocol):
     """What a policy counts or records, arrays with a leading axis B; on the host a part of the result."""
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Float, Int
 
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.policies.base import Commit, Policy, Sizes, View, full
@@ -41,7 +41,7 @@ class Scheduled(Policy):
         mask_BQ = top_n(self._score(prediction, view, noise), view.open_BQ, n_B)
         return Commit(mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ), masks_B)
 
-    def _score(self, prediction: Prediction, view: View, noise: Noise) -> Bool[Array, "B Q"]:
+    def _score(self, prediction: Prediction, view: View, noise: Noise) -> Float[Array, "B Q"]:
         if self.shuffled:
             return noise.uniform(view.row_B, view.nfe_B, view.position_BQ)
         return prediction.confidence_BQ

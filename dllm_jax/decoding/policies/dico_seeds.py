@@ -6,7 +6,7 @@ row; shape letters: Q positions of a block, N seeds.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,7 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
+@runtime_checkable
 class SeedMethod(Protocol):
     """A choice of seeds; see `soft_nms`."""
 
