@@ -24,9 +24,11 @@ from dllm_jax.data.outputs import check_writable, replace_file
 
 # libtpu only compiles: it need not look for TPUs, nor keep other processes from them.
 _COMPILE_ONLY = {
-    "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-}  # fmt: skip
+}
 
 
 def main(config: Config) -> int:

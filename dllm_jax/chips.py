@@ -20,9 +20,12 @@ class Chip(NamedTuple):
         """The part of a chip that one of its devices is: TPU7x has two, and so has TPU v4 when compiled for ahead."""
         n = devices_per_chip
         return self._replace(
-            memory=self.memory // n, reserved=self.reserved // n, bandwidth=self.bandwidth / n, flops=self.flops / n,
+            memory=self.memory // n,
+            reserved=self.reserved // n,
+            bandwidth=self.bandwidth / n,
+            flops=self.flops / n,
             link=self.link / n,
-        )  # fmt: skip
+        )
 
 
 # TPUs: https://docs.cloud.google.com/tpu/docs/ v4, v5e, v5p, v6e, tpu7x, key specifications (the two-way bandwidth of

@@ -86,9 +86,13 @@ def leave(code: int) -> NoReturn:
 
 
 def execute(
-    main: Callable[[Any], int | None], argv: Sequence[str], *, description: str, default_config: str,
+    main: Callable[[Any], int | None],
+    argv: Sequence[str],
+    *,
+    description: str,
+    default_config: str,
     schema: type[Any] = Config,
-) -> int:  # fmt: skip
+) -> int:
     """Parses `argv` (program name first), calls `main` and returns the exit code; see `run`."""
 
     def body() -> int | None:

@@ -36,16 +36,23 @@ def start(settings: DistributedSettings) -> None:
     import jax
     from jax._src.distributed import global_state  # its store of keys and values has no public name
 
-    where: dict[str, Any] = {} if settings.auto else {
-        "coordinator_address": settings.coordinator, "num_processes": settings.num_processes,
-        "process_id": settings.process_id, "cluster_detection_method": "deactivate",
-    }  # fmt: skip
+    where: dict[str, Any] = (
+        {}
+        if settings.auto
+        else {
+            "coordinator_address": settings.coordinator,
+            "num_processes": settings.num_processes,
+            "process_id": settings.process_id,
+            "cluster_detection_method": "deactivate",
+        }
+    )
     jax.config.update("jax_enable_preemption_service", False)  # it would keep SIGTERM from ending the process
     try:
         jax.distributed.initialize(
-            **where, initialization_timeout=settings.start_seconds,
+            **where,
+            initialization_timeout=settings.start_seconds,
             heartbeat_timeout_seconds=10 * settings.lost_seconds,  # JAX's own end, with a page of text: later than ours
-        )  # fmt: skip
+        )
     except (RuntimeError, ValueError) as error:
         told = str(error).partition("\n")[0]
         raise UsageError(

@@ -75,9 +75,14 @@ Score = Callable[[Sequence[Prompt], Sequence[Row]], tuple[list[Row], dict[str, A
 
 
 def run(
-    config: Config, *, command: str, check: Check | None = None, score: Score | None = None,
-    prompts: Sequence[Prompt] | None = None, field: str = "output.path",
-) -> Outcome:  # fmt: skip
+    config: Config,
+    *,
+    command: str,
+    check: Check | None = None,
+    score: Score | None = None,
+    prompts: Sequence[Prompt] | None = None,
+    field: str = "output.path",
+) -> Outcome:
     """The whole job: decodes what is not decoded yet, writes everything; says so if there is nothing to do.
 
     Args:
@@ -136,9 +141,14 @@ def opened(config: Config, *, field: str) -> Iterator[ResultFile | None]:
 
 
 def prepare(
-    config: Config, prompts: Sequence[Prompt], mesh: Mesh, *, bad: BadLines, file: ResultFile | None,
+    config: Config,
+    prompts: Sequence[Prompt],
+    mesh: Mesh,
+    *,
+    bad: BadLines,
+    file: ResultFile | None,
     done: dict[int, Row],
-) -> Job:  # fmt: skip
+) -> Job:
     """Loads the models and encodes the prompts.
 
     Args:

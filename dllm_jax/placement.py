@@ -167,9 +167,13 @@ def _abstract(config: TransformerConfig, dtype: np.dtype) -> nnx.State:
 
 
 def decode_mesh(
-    config: Config, *, prompt_length: int, batch_multiple: int = 0, devices: Sequence[jax.Device] = (),
+    config: Config,
+    *,
+    prompt_length: int,
+    batch_multiple: int = 0,
+    devices: Sequence[jax.Device] = (),
     must_fit: bool = True,
-) -> Mesh:  # fmt: skip
+) -> Mesh:
     """The mesh of a configuration; an automatic `tensor` is the least with which the decode fits into memory.
 
     What is chosen, and why, goes to stderr where there is a choice. On CPU, where devices share the memory, it is 1.
@@ -186,8 +190,9 @@ def decode_mesh(
     """
     devices = devices or jax.devices()
     sizes = dataclasses.asdict(config.mesh) | {
-        "batch_size": batch_multiple or config.decode.batch_size, "devices": devices
-    }  # fmt: skip
+        "batch_size": batch_multiple or config.decode.batch_size,
+        "devices": devices,
+    }
     memory, platform = device_bytes(devices), devices[0].platform
     if config.mesh.tensor or platform == "cpu" or memory is None:
         return make_mesh(**sizes)
@@ -232,9 +237,12 @@ def alternative(config: Config, shapes: Shapes, memory: int, *, prompt_length: i
     """
 
     def fits(
-        *, tensor: int, dtype: np.dtype = shapes.dtype, batch: int = config.decode.batch_size,
+        *,
+        tensor: int,
+        dtype: np.dtype = shapes.dtype,
+        batch: int = config.decode.batch_size,
         quantize: str = shapes.model.quantize,
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         mesh = abstract_mesh(data=1, fsdp=1, tensor=tensor)
         smaller = dataclasses.replace(config, decode=dataclasses.replace(config.decode, batch_size=batch))
         model = dataclasses.replace(shapes.model, quantize=quantize)

@@ -74,10 +74,16 @@ def plan(folder: Path, model: str, decode: Decode, topology: str, *more: str) ->
     flags = [
         f"--config.{setting}"
         for setting in (
-            f"model.preset={model}", "decode.gen_length=256", "decode.batch_size=8", "model.dtype=bfloat16", *settings,
-            f"plan.topology={topology}", f"output.path={path}", *more,
+            f"model.preset={model}",
+            "decode.gen_length=256",
+            "decode.batch_size=8",
+            "model.dtype=bfloat16",
+            *settings,
+            f"plan.topology={topology}",
+            f"output.path={path}",
+            *more,
         )
-    ]  # fmt: skip
+    ]
     command = [sys.executable, "-m", "decode.plan", f"--config={decode.config}", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if not path.exists():
@@ -89,9 +95,19 @@ def programs(folder: Path) -> None:
     """Prints the table of docs/programs.md."""
     names = ("weights", "temporaries", "code", "of")
     table = markdown_table(
-        "model", "decode", "machine", "mesh", *(f"{name} GiB" for name in names), "compile s", "weight copies",
-        "cache copies", "full MiB moved", "full floor ms", "cached MiB moved", "cached floor ms",
-    )  # fmt: skip
+        "model",
+        "decode",
+        "machine",
+        "mesh",
+        *(f"{name} GiB" for name in names),
+        "compile s",
+        "weight copies",
+        "cache copies",
+        "full MiB moved",
+        "full floor ms",
+        "cached MiB moved",
+        "cached floor ms",
+    )
     rows = [(model, decode, "v5e:2x4") for model in MODELS for decode in DECODES]
     rows += [(MODELS[0], DECODES[0], machine) for machine in OTHER_MACHINES]
     for model, decode, machine in track(rows, description="programs"):
@@ -105,11 +121,15 @@ def programs(folder: Path) -> None:
         cells = [cell for step, mib in zip(steps, moved, strict=True) for cell in (mib, step and step["floor_ms"])]
         sizes = [program["argument_bytes"], program["temp_bytes"], program["code_bytes"], made["usable_per_device"]]
         table.add_row(
-            model, decode.name, machine, _mesh(made), *(f"{size / GIB:.2f}" for size in sizes),
+            model,
+            decode.name,
+            machine,
+            _mesh(made),
+            *(f"{size / GIB:.2f}" for size in sizes),
             f"{program['compile_seconds']:.0f}",
             *(str(sum(step[kind] for step in steps if step)) for kind in ("weight_copies", "cache_copies")),
             *("-" if cell is None else f"{cell:.1f}" for cell in cells),
-        )  # fmt: skip
+        )
     _print(table)
 
 

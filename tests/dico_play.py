@@ -33,10 +33,14 @@ def run(
         token_BQ, confidence_BQ, margin_BQ = (cut(all_FG[carry["nfe"]])[None] for all_FG in predictions)
         open_BQ = cut(carry["tokens_G"])[None] == MASK
         view = a_view(
-            open_BQ, start_B=start[None], position_BQ=start + jnp.arange(block_length)[None], end_B=zero_B + length,
-            filled_B=jnp.sum(carry["tokens_G"] != MASK)[None], nfe_B=carry["nfe"][None],
+            open_BQ,
+            start_B=start[None],
+            position_BQ=start + jnp.arange(block_length)[None],
+            end_B=zero_B + length,
+            filled_B=jnp.sum(carry["tokens_G"] != MASK)[None],
+            nfe_B=carry["nfe"][None],
             block_nfe_B=carry["block_nfe"][None],
-        )  # fmt: skip
+        )
         prediction = a_prediction(confidence_BQ, token_BQ=token_BQ, margin_BQ=margin_BQ)
         commit = policy.commit(carry["policy_state"], prediction, view, KeyedNoise(jax.random.key(0)))
         mask_Q, leave = (commit.mask_BQ & view.open_BQ)[0], commit.leave_B[0]
@@ -55,10 +59,13 @@ def run(
         }
 
     start = {
-        "tokens_G": tokens_G, "commit_step_G": jnp.zeros_like(tokens_G),
+        "tokens_G": tokens_G,
+        "commit_step_G": jnp.zeros_like(tokens_G),
         "policy_state": policy.init(state, geometry, Sizes(block_length, vocab=0)),
-        "nfe": jnp.int32(0), "block": jnp.int32(0), "block_nfe": jnp.int32(0),
-    }  # fmt: skip
+        "nfe": jnp.int32(0),
+        "block": jnp.int32(0),
+        "block_nfe": jnp.int32(0),
+    }
     return jax.lax.while_loop(
         lambda carry: (carry["block"] < geometry.num_blocks) & (carry["nfe"] < forwards), step, start
     )

@@ -75,16 +75,16 @@ def sharded(shape: tuple[int, ...], spec: PartitionSpec) -> jax.ShapeDtypeStruct
 COLLECTIVES = {
     "all-reduce": (lambda x: jax.lax.psum(x, "tensor"), Moved("all-reduce", 16 * F32, 4)),
     "all-gather": (lambda x: jax.lax.all_gather(x, "tensor", tiled=True), Moved("all-gather", 64 * F32, 4)),
-    "reduce-scatter": (
-        lambda x: jax.lax.psum_scatter(x, "tensor", tiled=True), Moved("reduce-scatter", 16 * F32, 4)
-    ),
+    "reduce-scatter": (lambda x: jax.lax.psum_scatter(x, "tensor", tiled=True), Moved("reduce-scatter", 16 * F32, 4)),
     "all-to-all": (
-        lambda x: jax.lax.all_to_all(x.reshape(4, 4), "tensor", 0, 1).reshape(-1), Moved("all-to-all", 16 * F32, 4)
+        lambda x: jax.lax.all_to_all(x.reshape(4, 4), "tensor", 0, 1).reshape(-1),
+        Moved("all-to-all", 16 * F32, 4),
     ),
     "collective-permute": (
-        lambda x: jax.lax.ppermute(x, "tensor", [(0, 1), (1, 0)]), Moved("collective-permute", 16 * F32, 8)
+        lambda x: jax.lax.ppermute(x, "tensor", [(0, 1), (1, 0)]),
+        Moved("collective-permute", 16 * F32, 8),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", COLLECTIVES)

@@ -140,9 +140,11 @@ def test_its_own_mistake_is_what_the_first_tells(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_process_that_computes_on_is_ended(
-    groups: Callable[[int], list[Group]], capsys: pytest.CaptureFixture[str], exits: list[int],
+    groups: Callable[[int], list[Group]],
+    capsys: pytest.CaptureFixture[str],
+    exits: list[int],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(board, "GRACE_SECONDS", 0.1)
     first, second = groups(2)  # the first does not come to an end
     assert second.conclude(Failure(2, "error: mesh: too large")) == 2

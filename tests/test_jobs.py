@@ -200,10 +200,19 @@ def test_output_lines_and_metrics(prompts: Path, limit: Callable[[int], None], t
     metrics = json.loads((tmp_path / "out.jsonl.metrics.json").read_text())
     tokens = sum(row["num_tokens"] for row in rows)
     expected = {
-        "tokens_per_forward": tokens / 10, "tokens_per_second": tokens / 6, "canvas_tokens_per_second": 5 * 16 / 6,
-        "num_samples": 5, "num_tokens": tokens, "nfe_sum": 10, "nfe_mean": 2, "timed_samples": 5, "iterations": 6,
-        "compile_seconds": 3, "decode_seconds": 6, "compilations": 3,
-    }  # fmt: skip
+        "tokens_per_forward": tokens / 10,
+        "tokens_per_second": tokens / 6,
+        "canvas_tokens_per_second": 5 * 16 / 6,
+        "num_samples": 5,
+        "num_tokens": tokens,
+        "nfe_sum": 10,
+        "nfe_mean": 2,
+        "timed_samples": 5,
+        "iterations": 6,
+        "compile_seconds": 3,
+        "decode_seconds": 6,
+        "compilations": 3,
+    }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     assert tokens > 10
     assert metrics["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1}

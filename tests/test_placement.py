@@ -88,10 +88,14 @@ def test_on_cpu_only_the_batch_is_split(monkeypatch: pytest.MonkeyPatch) -> None
 
 # Temporaries and code of compiled programs for v5e, LLaDA-8B with 32 layers on tensor 8, 256 tokens generated, GiB.
 PLANNED = [
-    ({}, 256, 0.31), ({"cache": "prefix"}, 256, 0.85), ({"cache": "none"}, 256, 0.02), ({"cfg_scale": 1.0}, 256, 0.82),
+    ({}, 256, 0.31),
+    ({"cache": "prefix"}, 256, 0.85),
+    ({"cache": "none"}, 256, 0.02),
+    ({"cfg_scale": 1.0}, 256, 0.82),
     ({"gen_length": 1024, "stop": "eot"}, 256, 1.07),
-    ({"gen_length": 1024}, 1024, 1.73), ({"batch_size": 64}, 1024, 10.33),
-]  # fmt: skip
+    ({"gen_length": 1024}, 1024, 1.73),
+    ({"batch_size": 64}, 1024, 10.33),
+]
 ON_CHIP = 0.3  # GiB that the compiler may keep out of main memory
 
 

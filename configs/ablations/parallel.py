@@ -17,7 +17,16 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     **{
         policy: {"decode": {"policy": policy}}
         for policy in (
-            "frechet", "klass", "local_leap", "dawn", "clad", "r2", "hierarchy", "credit", "eb", "entropy_threshold",
+            "frechet",
+            "klass",
+            "local_leap",
+            "dawn",
+            "clad",
+            "r2",
+            "hierarchy",
+            "credit",
+            "eb",
+            "entropy_threshold",
             "wino",
         )
     },
@@ -28,7 +37,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "adaptive": {"decode": {"blocks": "adaptive"}, "adaptive": {"delimiters": "17,19"}},
     "pipelined": {"decode": {"policy": "entropy_threshold", "blocks": "pipelined"}},
     "settled": {"decode": {"stop": "settled"}},
-}  # fmt: skip
+}
 
 
 def get_config(variant: str = "threshold") -> ConfigDict:

@@ -20,9 +20,13 @@ class LoopTiming(NamedTuple):
 
 
 def time_loop(
-    program: Callable[..., Any], arguments: tuple[Any, ...], *, trips: int, repeats: int,
+    program: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    *,
+    trips: int,
+    repeats: int,
     check: Callable[[jax.stages.Compiled], None] = lambda compiled: None,
-) -> LoopTiming:  # fmt: skip
+) -> LoopTiming:
     """Times a program that ends with a loop.
 
     A repeat runs the program with `trips` trips and with none, and a trip takes the difference over `trips`: dispatch,

@@ -126,11 +126,16 @@ def _time_step(
     geometry = engine.geometry
     rows = state.tokens_BL.shape[0] // batch_multiple(mesh)
     return StepTiming(
-        step=kind.name, batch_size=decoder.config.decode.batch_size, canvas_length=geometry.length,
-        columns=kind.columns, seconds=timing.median, seconds_range=(timing.fastest, timing.slowest),
-        compile_seconds=timing.compile_seconds, peak_memory_bytes=peak_memory(timing.compiled),
+        step=kind.name,
+        batch_size=decoder.config.decode.batch_size,
+        canvas_length=geometry.length,
+        columns=kind.columns,
+        seconds=timing.median,
+        seconds_range=(timing.fastest, timing.slowest),
+        compile_seconds=timing.compile_seconds,
+        peak_memory_bytes=peak_memory(timing.compiled),
         cost=step_cost(decoder.model, engine, kind, rows=rows),
-    )  # fmt: skip
+    )
 
 
 def step_cost(model: Model, engine: Engine, kind: StepKind, *, rows: int) -> Cost:
@@ -201,12 +206,18 @@ def time_decode(decoder: Decoder, prompts: Prompts, *, repeats: int) -> DecodeTi
     results = [decoder(prompts) for _ in range(repeats + 1)][1:]
     seconds, result = [result.timing.decode_seconds for result in results], results[0]
     return DecodeTiming(
-        batch_size=len(prompts), canvas_length=engine.geometry.length, seconds=statistics.median(seconds),
-        seconds_range=(min(seconds), max(seconds)), compile_seconds=compile_seconds,
-        peak_memory_bytes=peak_memory(compiled), num_tokens=int(result.num_tokens_B.sum()),
-        canvas_tokens=result.tokens_BG.size, nfe_mean=float(result.nfe_B.mean()), iterations=result.iterations,
+        batch_size=len(prompts),
+        canvas_length=engine.geometry.length,
+        seconds=statistics.median(seconds),
+        seconds_range=(min(seconds), max(seconds)),
+        compile_seconds=compile_seconds,
+        peak_memory_bytes=peak_memory(compiled),
+        num_tokens=int(result.num_tokens_B.sum()),
+        canvas_tokens=result.tokens_BG.size,
+        nfe_mean=float(result.nfe_B.mean()),
+        iterations=result.iterations,
         columns=result.columns,
-    )  # fmt: skip
+    )
 
 
 def _begin(decoder: Decoder, prompts: Prompts) -> tuple[Engine, DecodeState]:

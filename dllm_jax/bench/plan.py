@@ -64,8 +64,9 @@ class Rates:
         }
         links = sum(each.sent for each in moved) / self.link if self.link else 0.0
         seconds = {max(memory, key=lambda name: memory[name]): sum(memory.values())} | {
-            "matrix products": cost.flops / self.flops, "links": links
-        }  # fmt: skip
+            "matrix products": cost.flops / self.flops,
+            "links": links,
+        }
         bound = max(seconds, key=lambda name: seconds[name])
         return seconds[bound] * 1e3, bound
 
@@ -190,9 +191,11 @@ def _program(decoder: Decoder, length: int, rates: Rates) -> dict[str, Any]:
     if compiled:
         made: Any = compiled.memory_analysis()
         sizes = (
-            made.argument_size_in_bytes, made.temp_size_in_bytes,
-            made.output_size_in_bytes - made.alias_size_in_bytes, made.generated_code_size_in_bytes,
-        )  # fmt: skip
+            made.argument_size_in_bytes,
+            made.temp_size_in_bytes,
+            made.output_size_in_bytes - made.alias_size_in_bytes,
+            made.generated_code_size_in_bytes,
+        )
     return {
         "prompt_length": length,
         "compile_seconds": seconds,
@@ -215,9 +218,15 @@ def _loops(decoder: Decoder, engine: Engine, program: Program, rates: Rates) -> 
 
 
 def _loop(
-    decoder: Decoder, engine: Engine, kind: StepKind, program: Program, regions: list[dict[str, Any]], rates: Rates, *,
+    decoder: Decoder,
+    engine: Engine,
+    kind: StepKind,
+    program: Program,
+    regions: list[dict[str, Any]],
+    rates: Rates,
+    *,
     in_front: Sequence[dict[str, Any]] = (),
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The entry of one loop.
 
     Args:
@@ -313,18 +322,25 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
         sizes = ["-" if program[part] is None else told(program[part]) for part in PARTS]
         total, seconds = _total(program), program["compile_seconds"]
         memory.add_row(
-            str(program["prompt_length"]), "-" if seconds is None else f"{seconds:.1f}", *sizes,
+            str(program["prompt_length"]),
+            "-" if seconds is None else f"{seconds:.1f}",
+            *sizes,
             "too much" if math.isinf(total) else told(total),
             "-" if there is None else told(there),
-        )  # fmt: skip
+        )
         for step, loop in program["loops"].items():
             moved = loop["collectives"]
             kinds = ", ".join(f"{entry['count']} {kind}" for kind, entry in moved.items()) or "none"
             loops.add_row(
-                str(program["prompt_length"]), step, kinds,
-                f"{sum(entry['bytes'] for entry in moved.values()) / 2**20:.1f}", str(loop["weight_copies"]),
-                str(loop["cache_copies"]), f"{loop['floor_ms']:.2f}", loop["bound_by"],
-            )  # fmt: skip
+                str(program["prompt_length"]),
+                step,
+                kinds,
+                f"{sum(entry['bytes'] for entry in moved.values()) / 2**20:.1f}",
+                str(loop["weight_copies"]),
+                str(loop["cache_copies"]),
+                f"{loop['floor_ms']:.2f}",
+                loop["bound_by"],
+            )
     return [memory, loops]
 
 

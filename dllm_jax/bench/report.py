@@ -102,17 +102,34 @@ def _decode_entry(timing: DecodeTiming) -> dict[str, Any]:
 def step_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     """Steps for a reader."""
     table = markdown_table(
-        "batch", "canvas", "step", "columns", "ms", "steps/s", "floor ms", "ms/floor", "GB/s", "GFLOP/s",
-        "compile s", "peak MB",
-    )  # fmt: skip
+        "batch",
+        "canvas",
+        "step",
+        "columns",
+        "ms",
+        "steps/s",
+        "floor ms",
+        "ms/floor",
+        "GB/s",
+        "GFLOP/s",
+        "compile s",
+        "peak MB",
+    )
     for entry in entries:
         table.add_row(
-            str(entry["batch_size"]), str(entry["canvas_length"]), entry["step"], str(entry["columns"]),
-            f"{entry['seconds'] * 1e3:.2f}", f"{entry['steps_per_second']:.1f}", f"{entry['floor_seconds'] * 1e3:.2f}",
-            f"{entry['seconds_over_floor']:.2f}", f"{entry['bytes_per_second'] / 1e9:.1f}",
-            f"{entry['flops_per_second'] / 1e9:.1f}", f"{entry['compile_seconds']:.1f}",
+            str(entry["batch_size"]),
+            str(entry["canvas_length"]),
+            entry["step"],
+            str(entry["columns"]),
+            f"{entry['seconds'] * 1e3:.2f}",
+            f"{entry['steps_per_second']:.1f}",
+            f"{entry['floor_seconds'] * 1e3:.2f}",
+            f"{entry['seconds_over_floor']:.2f}",
+            f"{entry['bytes_per_second'] / 1e9:.1f}",
+            f"{entry['flops_per_second'] / 1e9:.1f}",
+            f"{entry['compile_seconds']:.1f}",
             f"{entry['peak_memory_bytes'] / 1e6:.0f}",
-        )  # fmt: skip
+        )
     return table
 
 
@@ -120,13 +137,19 @@ def decode_table(entries: Sequence[Mapping[str, Any]]) -> Table:
     """Whole decodes for a reader."""
     table = markdown_table(
         "batch", "canvas", "tokens/s", "canvas tokens/s", "NFE", "columns", "seconds", "compile s", "peak MB"
-    )  # fmt: skip
+    )
     for entry in entries:
         table.add_row(
-            str(entry["batch_size"]), str(entry["canvas_length"]), f"{entry['tokens_per_second']:.1f}",
-            f"{entry['canvas_tokens_per_second']:.1f}", f"{entry['nfe_mean']:.1f}", str(entry["columns"]),
-            f"{entry['seconds']:.3f}", f"{entry['compile_seconds']:.1f}", f"{entry['peak_memory_bytes'] / 1e6:.0f}",
-        )  # fmt: skip
+            str(entry["batch_size"]),
+            str(entry["canvas_length"]),
+            f"{entry['tokens_per_second']:.1f}",
+            f"{entry['canvas_tokens_per_second']:.1f}",
+            f"{entry['nfe_mean']:.1f}",
+            str(entry["columns"]),
+            f"{entry['seconds']:.3f}",
+            f"{entry['compile_seconds']:.1f}",
+            f"{entry['peak_memory_bytes'] / 1e6:.0f}",
+        )
     return table
 
 
@@ -142,12 +165,14 @@ def summary(results: Mapping[str, Any]) -> str:
     """The ceilings and what was measured, in a few lines."""
     ceilings, device, config = results["ceilings"], results["device"], results["config"]
     decode, versions, used = config["decode"], results["versions"], math.prod(results["mesh"].values())
-    return "\n".join([
-        f"{config['model']['preset'] or config['model']['path']} in {results['dtype']}, policy {decode['policy']}, "
-        f"cache {decode['cache']}, on {used} of {device['count']} {device['kind']} devices, "
-        f"jax {versions['jax']}, python {versions['python']}",
-        f"ceilings: read {ceilings['read_bytes_per_second'] / 1e9:.1f} GB/s, copy "
-        f"{ceilings['copy_bytes_per_second'] / 1e9:.1f} GB/s, matrix product "
-        f"{ceilings['matmul_flops_per_second'] / 1e9:.1f} GFLOP/s",
-        f"peak memory from {results['peak_memory_source']}",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f"{config['model']['preset'] or config['model']['path']} in {results['dtype']}, policy {decode['policy']}, "
+            f"cache {decode['cache']}, on {used} of {device['count']} {device['kind']} devices, "
+            f"jax {versions['jax']}, python {versions['python']}",
+            f"ceilings: read {ceilings['read_bytes_per_second'] / 1e9:.1f} GB/s, copy "
+            f"{ceilings['copy_bytes_per_second'] / 1e9:.1f} GB/s, matrix product "
+            f"{ceilings['matmul_flops_per_second'] / 1e9:.1f} GFLOP/s",
+            f"peak memory from {results['peak_memory_source']}",
+        ]
+    )

@@ -41,9 +41,15 @@ class Converted:
 
 
 def convert(
-    source: str | Path, target: str | Path, *, to: str, dtype: str, overwrite: bool, quantize: str = "",
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str,
+    dtype: str,
+    overwrite: bool,
+    quantize: str = "",
     track: hf.Track = iter,
-) -> Converted:  # fmt: skip
+) -> Converted:
     """Writes a checkpoint in another format or dtype.
 
     Args:
@@ -106,10 +112,14 @@ def _convert(values: flags.FlagValues, arguments: list[str]) -> None:
             raise UsageError(f"--{name}: expected a folder, got none")
     jax.config.update("jax_platforms", "cpu")  # a conversion computes nothing
     done = convert(
-        values.source, values.target, to=values.to, dtype=values.dtype, overwrite=values.overwrite,
+        values.source,
+        values.target,
+        to=values.to,
+        dtype=values.dtype,
+        overwrite=values.overwrite,
         quantize=values.quantize,
         track=lambda paths: progress.track(paths, description="parameters"),
-    )  # fmt: skip
+    )
     size = f"{done.parameters:,} parameters in {done.dtype}, {done.file_bytes:,} bytes"
     print(f"{done.folder}: {size}, {done.seconds:.1f} s")
 

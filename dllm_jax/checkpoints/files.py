@@ -20,8 +20,13 @@ from dllm_jax.places import folder_obstacle
 
 # What travels with the weights besides config.json: the tokenizer, and code for other frameworks (never run here).
 TOKENIZER = (
-    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*",
-)  # fmt: skip
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
 GENERATION = "generation_config.json"
 COMPANIONS = (*TOKENIZER, GENERATION, "*.py")
 SIZES = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "vocab_size", "max_length")

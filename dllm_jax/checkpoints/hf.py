@@ -219,11 +219,15 @@ def _begin(path: str, tensors: list[Tensor], wanted: jax.ShapeDtypeStruct, pool:
     jobs: list[Future[None]] = []
     parts = {
         bounds: layout.fuse(
-            path, tensors, shape=wanted.shape, dtype=wanted.dtype, index=tuple(slice(*pair) for pair in bounds),
+            path,
+            tensors,
+            shape=wanted.shape,
+            dtype=wanted.dtype,
+            index=tuple(slice(*pair) for pair in bounds),
             run=lambda job: jobs.append(pool.submit(job)),
         )
         for bounds in _held(wanted)
-    }  # fmt: skip
+    }
     return _Begun(wanted, parts, jobs)
 
 

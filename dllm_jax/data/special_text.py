@@ -55,12 +55,18 @@ class SpecialText:
         backend.no_padding()
         backend.encode_special_tokens = True
         marks = {self._mark(content): token for content, token in self._special.items()}
-        backend.add_tokens([
-            AddedToken(
-                mark, special=False, normalized=token.normalized, lstrip=token.lstrip, rstrip=token.rstrip,
-                single_word=token.single_word,
-            )
-            for mark, token in marks.items()
-        ])  # fmt: skip
+        backend.add_tokens(
+            [
+                AddedToken(
+                    mark,
+                    special=False,
+                    normalized=token.normalized,
+                    lstrip=token.lstrip,
+                    rstrip=token.rstrip,
+                    single_word=token.single_word,
+                )
+                for mark, token in marks.items()
+            ]
+        )
         ids = self.tokenizer.convert_tokens_to_ids([token.content for token in marks.values()])
         return backend, dict(zip(map(backend.token_to_id, marks), ids, strict=True))

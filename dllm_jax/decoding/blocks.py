@@ -78,9 +78,12 @@ class Blocks:
         return state.block_end_B
 
     def complete(
-        self, mask_BQ: Bool[Array, "B Q"], score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"],
+        self,
+        mask_BQ: Bool[Array, "B Q"],
+        score_BQ: Float[Array, "B Q"],
+        open_BQ: Bool[Array, "B Q"],
         geometry: Geometry,
-    ) -> Bool[Array, "B Q"]:  # fmt: skip
+    ) -> Bool[Array, "B Q"]:
         """What is committed, where the axis adds to the policy's choice.
 
         Args:
@@ -202,9 +205,12 @@ class Pipelined(WholeGeneration):
         return Range(first_true(masked_BL, otherwise=geometry.length), end_B)
 
     def complete(
-        self, mask_BQ: Bool[Array, "B Q"], score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"],
+        self,
+        mask_BQ: Bool[Array, "B Q"],
+        score_BQ: Float[Array, "B Q"],
+        open_BQ: Bool[Array, "B Q"],
         geometry: Geometry,
-    ) -> Bool[Array, "B Q"]:  # fmt: skip
+    ) -> Bool[Array, "B Q"]:
         """One more token, if the first full block with masks got none."""
         progress_BN = self._progress(open_BQ, geometry)  # 1 for blocks that are not open: they have no say below
         blocks = progress_BN.shape[1]

@@ -45,9 +45,12 @@ def build_cache(config: Config, *, logit_shift: int) -> CacheStrategy:
     match decode.cache:
         case "prefix" | "dual":
             return BlockCache(
-                runs_suffix=decode.cache == "prefix", block_width=width, lead=logit_shift, on_grid=blocks.on_grid,
+                runs_suffix=decode.cache == "prefix",
+                block_width=width,
+                lead=logit_shift,
+                on_grid=blocks.on_grid,
                 keeps_tail=decode.cache == "dual" and "eot" in decode.stop,
-            )  # fmt: skip
+            )
         case "sliding":
             margin, suffix = config.sliding.margin, config.sliding.suffix
             return SlidingCache(block_length, open_width=width, margin=margin, suffix=suffix, lead=logit_shift)

@@ -45,12 +45,23 @@ class DecodeState:
         zero_B = jnp.zeros_like(pad_B)
         end_B, prompt_end_B = zero_B + geometry.length, zero_B + geometry.prompt_length
         return cls(
-            tokens_BL=tokens_BL, commit_step_BL=jnp.zeros_like(tokens_BL),
-            confidence_BL=jnp.zeros(tokens_BL.shape, jnp.float32), row_B=row_B, pad_B=pad_B, end_B=end_B,
-            cached_end_B=end_B, cached_nfe_B=zero_B, block_start_B=prompt_end_B, block_end_B=prompt_end_B,
-            block_nfe_B=zero_B, nfe_B=zero_B, live_B=live_B,
-            failed_B=jnp.zeros_like(live_B), iterations=jnp.int32(0), columns=jnp.int32(0),
-        )  # fmt: skip
+            tokens_BL=tokens_BL,
+            commit_step_BL=jnp.zeros_like(tokens_BL),
+            confidence_BL=jnp.zeros(tokens_BL.shape, jnp.float32),
+            row_B=row_B,
+            pad_B=pad_B,
+            end_B=end_B,
+            cached_end_B=end_B,
+            cached_nfe_B=zero_B,
+            block_start_B=prompt_end_B,
+            block_end_B=prompt_end_B,
+            block_nfe_B=zero_B,
+            nfe_B=zero_B,
+            live_B=live_B,
+            failed_B=jnp.zeros_like(live_B),
+            iterations=jnp.int32(0),
+            columns=jnp.int32(0),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -255,9 +255,14 @@ def _cut_short(engine: Engine, state: DecodeState, before: DecodeState) -> Bool[
 
 
 def _advanced(
-    engine: Engine, state: DecodeState, *, active_B: Bool[Array, "B"], leave_B: Bool[Array, "B"],
-    done_B: Bool[Array, "B"], broken_B: Bool[Array, "B"],
-) -> DecodeState:  # fmt: skip
+    engine: Engine,
+    state: DecodeState,
+    *,
+    active_B: Bool[Array, "B"],
+    leave_B: Bool[Array, "B"],
+    done_B: Bool[Array, "B"],
+    broken_B: Bool[Array, "B"],
+) -> DecodeState:
     """The state with its open ranges moved and its forwards counted; rows at their end are live no more."""
     start_B, end_B = engine.blocks.advance(state, engine.masked(state), engine.geometry, leave_B=leave_B)
     start_B = jnp.where(active_B, start_B, state.block_start_B)

@@ -79,9 +79,16 @@ def per_sample_loss(
         batch = jax.device_put(batch, batch_shardings(batch, model.mesh))
     with computing(model.mesh):
         return _losses(
-            model.graphdef, model.params, *batch, np.pad(target_L, (0, padding)),
-            _mask_id(model), prompt_length, length, cfg_scale, guided=cfg_scale > 0,
-        )  # fmt: skip
+            model.graphdef,
+            model.params,
+            *batch,
+            np.pad(target_L, (0, padding)),
+            _mask_id(model),
+            prompt_length,
+            length,
+            cfg_scale,
+            guided=cfg_scale > 0,
+        )
 
 
 def _mask_id(model: Model) -> int:
@@ -174,8 +181,12 @@ def log_likelihood(
         perturbed_BL, p_mask_B = perturb(rng, prompt, answer=answer, batch_size=batch_size, mask_id=mask_id)
         losses.append(
             per_sample_loss(
-                model, perturbed_BL, p_mask_B=p_mask_B, target_L=target_L,
-                prompt_length=len(prompt), cfg_scale=cfg_scale,
+                model,
+                perturbed_BL,
+                p_mask_B=p_mask_B,
+                target_L=target_L,
+                prompt_length=len(prompt),
+                cfg_scale=cfg_scale,
             )
-        )  # fmt: skip
+        )
     return -float(np.mean(jax.device_get(losses)))

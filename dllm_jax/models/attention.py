@@ -126,9 +126,14 @@ def attend(
     device = None if mesh.empty else mesh.abstract_device
     rows = len(q) if mesh.empty else -(-len(q) // batch_multiple(mesh))
     name = kernel(
-        device.platform if device else "", q.dtype, rows=rows, queries=q.shape[1], keys=k.shape[1],
-        head_dim=q.shape[-1], packed=seen.segment_BT is not None or seen.pattern_BTS is not None,
-    )  # fmt: skip
+        device.platform if device else "",
+        q.dtype,
+        rows=rows,
+        queries=q.shape[1],
+        keys=k.shape[1],
+        head_dim=q.shape[-1],
+        packed=seen.segment_BT is not None or seen.pattern_BTS is not None,
+    )
     return KERNELS[name](q, k, v, seen)
 
 
@@ -212,5 +217,9 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, seen: Visible) -> jax.Arra
 
 
 KERNELS: dict[str, Callable[[jax.Array, jax.Array, jax.Array, Visible], jax.Array]] = {
-    "xla": _xla, "xla_wide": _xla_wide, "cudnn": _cudnn, "split_keys": split_keys, "splash": _splash,
-}  # fmt: skip
+    "xla": _xla,
+    "xla_wide": _xla_wide,
+    "cudnn": _cudnn,
+    "split_keys": split_keys,
+    "splash": _splash,
+}

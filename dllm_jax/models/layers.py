@@ -148,9 +148,16 @@ class Attention(nnx.Module):
     """
 
     def __init__(
-        self, dim: int, *, kv_heads: int, groups: int, head_dim: int, theta: float, bias: bool,
+        self,
+        dim: int,
+        *,
+        kv_heads: int,
+        groups: int,
+        head_dim: int,
+        theta: float,
+        bias: bool,
         storage: Storage,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.groups = groups
         self.theta = theta
         width, heads = {"embed": dim}, {"kv_heads": kv_heads, "qkv": groups + 2, "head_dim": head_dim}

@@ -28,16 +28,32 @@ TENSOR_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 _NEEDED = (
-    "d_model", "n_heads", "n_layers", "mlp_hidden_size", "vocab_size", "max_sequence_length",
-    "mask_token_id", "eos_token_id",
-)  # fmt: skip
+    "d_model",
+    "n_heads",
+    "n_layers",
+    "mlp_hidden_size",
+    "vocab_size",
+    "max_sequence_length",
+    "mask_token_id",
+    "eos_token_id",
+)
 
 # Variants of the architecture that the releases do not use and that would change the arithmetic.
 _ONLY = {
-    "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "rope": True, "alibi": False,
-    "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False, "input_emb_norm": False,
-    "attention_layer_norm": False, "scale_logits": False, "use_sliding_window": False, "sliding_window": None,
-}  # fmt: skip
+    "block_type": "llama",
+    "activation_type": "silu",
+    "layer_norm_type": "rms",
+    "rope": True,
+    "alibi": False,
+    "include_bias": False,
+    "include_qkv_bias": False,
+    "bias_for_layer_norm": False,
+    "input_emb_norm": False,
+    "attention_layer_norm": False,
+    "scale_logits": False,
+    "use_sliding_window": False,
+    "sliding_window": None,
+}
 
 
 def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:

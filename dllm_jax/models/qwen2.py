@@ -33,9 +33,14 @@ TENSOR_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 _NEEDED = (
-    "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size",
-    "max_position_embeddings", "eos_token_id",
-)  # fmt: skip
+    "hidden_size",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "eos_token_id",
+)
 
 
 def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:

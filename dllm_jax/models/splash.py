@@ -50,10 +50,18 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, seen: Visible, *, interpret
 
     def of_row(q_KQH: jax.Array, k_KSH: jax.Array, v_KSH: jax.Array, real_S: jax.Array, last_Q: Any) -> Any:
         run = SplashAttentionKernel(
-            MaskInfo(None, None, None, None, q_sequence=last_Q), None, None, block_sizes=sizes, is_mqa=False,
-            save_residuals=False, mask_value=DEFAULT_MASK_VALUE, attn_logits_soft_cap=None,
-            residual_checkpoint_name=None, mask_function=None if last_Q is None else operator.ge, interpret=interpret,
-        )  # fmt: skip
+            MaskInfo(None, None, None, None, q_sequence=last_Q),
+            None,
+            None,
+            block_sizes=sizes,
+            is_mqa=False,
+            save_residuals=False,
+            mask_value=DEFAULT_MASK_VALUE,
+            attn_logits_soft_cap=None,
+            residual_checkpoint_name=None,
+            mask_function=None if last_Q is None else operator.ge,
+            interpret=interpret,
+        )
         segments = SegmentIds(q=jnp.ones(q_KQH.shape[1], jnp.int32), kv=real_S.astype(jnp.int32))
         with jax.default_matmul_precision("default"):  # the kernel refuses another one for products of bfloat16
             return run(q_KQH, k_KSH, v_KSH, segment_ids=segments)

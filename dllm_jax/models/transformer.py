@@ -97,9 +97,14 @@ class Block(nnx.Module):
         dim, eps = config.embed_dim, config.norm_eps
         self.attention_norm = RMSNorm(dim, eps=eps, storage=storage)
         self.attention = Attention(
-            dim, kv_heads=config.stored_kv_heads, groups=config.stored_groups, head_dim=config.head_dim,
-            theta=config.rope_theta, bias=config.qkv_bias, storage=storage,
-        )  # fmt: skip
+            dim,
+            kv_heads=config.stored_kv_heads,
+            groups=config.stored_groups,
+            head_dim=config.head_dim,
+            theta=config.rope_theta,
+            bias=config.qkv_bias,
+            storage=storage,
+        )
         self.mlp_norm = RMSNorm(dim, eps=eps, storage=storage)
         self.mlp = SwiGLU(dim, hidden_dim=config.mlp_dim, storage=storage)
 

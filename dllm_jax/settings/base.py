@@ -10,9 +10,16 @@ T = TypeVar("T")
 
 
 def setting(
-    default: T, help_text: str, *, choices: tuple[str, ...] = (), filled: bool = False, least: float | None = None,
-    above: float | None = None, most: float | None = None, below: float | None = None,
-) -> T:  # fmt: skip
+    default: T,
+    help_text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    filled: bool = False,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> T:
     """A dataclass field for a setting.
 
     Args:

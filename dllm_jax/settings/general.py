@@ -15,18 +15,20 @@ class ModelSettings(Section):
     path: str = setting("llada-tiny", "folder of a Hugging Face or converted checkpoint, or the name of a bundled one")
     preset: str = setting("", "random weights of a known shape instead of model.path, for benchmarks (llada_8b, ...)")
     dtype: str = setting(
-        "auto", "dtype of weights and activations (auto: float32 on CPU, else bfloat16)",
+        "auto",
+        "dtype of weights and activations (auto: float32 on CPU, else bfloat16)",
         choices=("auto", "float32", "bfloat16", "float16"),
-    )  # fmt: skip
+    )
     quantize: str = setting(
         "",
         "weights of matrices in fewer bits: int8 (one scale per output channel); empty: as they are stored",
         choices=("", "int8"),
     )
     matmul_precision: str = setting(
-        "default", "precision of float32 matrix products; GPUs and TPUs round them unless it is highest",
+        "default",
+        "precision of float32 matrix products; GPUs and TPUs round them unless it is highest",
         choices=("default", "high", "highest"),
-    )  # fmt: skip
+    )
     eot_token_id: int = setting(-1, "token that ends a turn, besides EoS (-1: config.json's, else the tokenizer's)")
     verify: bool = setting(True, "check a converted checkpoint against its manifest before loading it")
 
@@ -40,9 +42,10 @@ class TokenizerSettings(Section):
         "auto", "wrap prompts as a chat (auto: if the tokenizer has a template)", choices=("auto", "on", "off")
     )
     special_text: str = setting(
-        "text", "what the text of a special token, such as <|eot_id|>, is inside a prompt: text, or (allow) the token",
+        "text",
+        "what the text of a special token, such as <|eot_id|>, is inside a prompt: text, or (allow) the token",
         choices=("text", "allow"),
-    )  # fmt: skip
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +53,11 @@ class InputSettings(Section):
     """What is decoded."""
 
     path: str = setting(
-        "", "JSONL file of prompts: id + prompt, messages or prompt_ids (default: built-in examples); also .gz, and "
-        "lines of ShareGPT, alpaca, GSM8K, MATH, HumanEval, MBPP and lm-eval logs", filled=True,
-    )  # fmt: skip
+        "",
+        "JSONL file of prompts: id + prompt, messages or prompt_ids (default: built-in examples); also .gz, and "
+        "lines of ShareGPT, alpaca, GSM8K, MATH, HumanEval, MBPP and lm-eval logs",
+        filled=True,
+    )
     prompt: str = setting("", "one prompt, instead of input.path", filled=True)
     on_error: str = setting("fail", "what a bad input line does: stop, or be left out", choices=("fail", "skip"))
 

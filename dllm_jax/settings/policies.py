@@ -47,9 +47,10 @@ class ApdSettings(Section):
     )
     max_lookahead: int = setting(64, "masks M that a step sees and drafts (0: all)", least=0)
     target: str = setting(
-        "gumbel", "draw the target with the noise of the draft (the paper), or take its likeliest (the released code)",
+        "gumbel",
+        "draw the target with the noise of the draft (the paper), or take its likeliest (the released code)",
         choices=("gumbel", "argmax"),
-    )  # fmt: skip
+    )
     temper_noise: bool = setting(True, "multiply the noise by the temperature once more, as released")
     tokens_per_step: int = setting(
         0, "the baseline: commit this many tokens per step, without a verifier (0: apd)", least=0
@@ -120,9 +121,10 @@ class DicoSettings(Section):
     beta: float = setting(0.05, "least weight at the beginning", above=0)
     max_weight: float = setting(1.0, "weight of a block's first mask", above=0)
     weighting: str = setting(
-        "exponential", "divide: how confidence is weighted from a block's first mask to its end",
+        "exponential",
+        "divide: how confidence is weighted from a block's first mask to its end",
         choices=("none", "exponential", "linear", "static"),
-    )  # fmt: skip
+    )
     seed_method: str = setting("soft_nms", "divide: how seeds keep apart", choices=("soft_nms", "regular_interval"))
     auto_commit: float = setting(0.98, "conquer, finalize: confidence above which a token is always committed", least=0)
     growth_ratio: float = setting(0.1, "divide: growth of a cluster's width that is progress", least=0)

@@ -22,14 +22,36 @@ from tests.traces import GOLDENS
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = str(GOLDENS / "checkpoints" / "llada-tiny")
 STEP = {
-    "step", "batch_size", "canvas_length", "columns", "seconds", "seconds_range", "compile_seconds",
-    "peak_memory_bytes", "cost", "steps_per_second", "flops_per_second", "bytes_per_second", "floor_seconds",
+    "step",
+    "batch_size",
+    "canvas_length",
+    "columns",
+    "seconds",
+    "seconds_range",
+    "compile_seconds",
+    "peak_memory_bytes",
+    "cost",
+    "steps_per_second",
+    "flops_per_second",
+    "bytes_per_second",
+    "floor_seconds",
     "seconds_over_floor",
-}  # fmt: skip
+}
 DECODE = {
-    "batch_size", "canvas_length", "seconds", "seconds_range", "compile_seconds", "peak_memory_bytes", "num_tokens",
-    "canvas_tokens", "nfe_mean", "iterations", "columns", "tokens_per_second", "canvas_tokens_per_second",
-}  # fmt: skip
+    "batch_size",
+    "canvas_length",
+    "seconds",
+    "seconds_range",
+    "compile_seconds",
+    "peak_memory_bytes",
+    "num_tokens",
+    "canvas_tokens",
+    "nfe_mean",
+    "iterations",
+    "columns",
+    "tokens_per_second",
+    "canvas_tokens_per_second",
+}
 CEILINGS = {"read_bytes_per_second", "copy_bytes_per_second", "matmul_flops_per_second"}
 
 
@@ -41,9 +63,15 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def bench(**settings: object) -> int:
     values = {
-        "model.preset": "one_layer", "decode.gen_length": 16, "decode.block_length": 8, "bench.prompt_length": 8,
-        "bench.batch_sizes": "2", "bench.steps": 2, "bench.repeats": 2, "mesh.data": 1,
-    } | {name.replace("__", "."): value for name, value in settings.items()}  # fmt: skip
+        "model.preset": "one_layer",
+        "decode.gen_length": 16,
+        "decode.block_length": 8,
+        "bench.prompt_length": 8,
+        "bench.batch_sizes": "2",
+        "bench.steps": 2,
+        "bench.repeats": 2,
+        "mesh.data": 1,
+    } | {name.replace("__", "."): value for name, value in settings.items()}
     flags = [f"--config.{name}={value}" for name, value in values.items()]
     config = str(ROOT / "configs" / "vanilla.py")
     return cli.execute(main, ["bench", *flags], description="", default_config=config)

@@ -18,9 +18,20 @@ from dllm_jax.models.transformer import TransformerConfig
 from dllm_jax.settings import DecodeSettings
 
 SMALL = TransformerConfig(
-    family="llada", num_layers=2, embed_dim=8, num_heads=4, num_kv_heads=2, head_dim=2, mlp_dim=16, vocab_size=10,
-    rope_theta=1e4, norm_eps=1e-5, max_length=64, mask_id=1, eos_id=0,
-)  # fmt: skip
+    family="llada",
+    num_layers=2,
+    embed_dim=8,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=2,
+    mlp_dim=16,
+    vocab_size=10,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    max_length=64,
+    mask_id=1,
+    eos_id=0,
+)
 # 8 * (8 + 2 * 4) for q|k|v, 8 * 8 for the output, 3 * 8 * 16 for the MLP
 LAYER = 128 + 64 + 384
 

@@ -19,12 +19,18 @@ from dllm_jax.models.registry import PRESETS
 
 ROOT = Path(__file__).parents[2]
 PLAN = {
-    "topology", "chip", "devices", "mesh", "fits", "memory_per_device", "usable_per_device", "platform", "estimated",
+    "topology",
+    "chip",
+    "devices",
+    "mesh",
+    "fits",
+    "memory_per_device",
+    "usable_per_device",
+    "platform",
+    "estimated",
     "programs",
-}  # fmt: skip
-PROGRAM = {
-    "prompt_length", "compile_seconds", "argument_bytes", "temp_bytes", "output_bytes", "code_bytes", "loops"
-}  # fmt: skip
+}
+PROGRAM = {"prompt_length", "compile_seconds", "argument_bytes", "temp_bytes", "output_bytes", "code_bytes", "loops"}
 LOOP = {"collectives", "weight_copies", "cache_copies", "floor_ms", "bound_by"}
 
 

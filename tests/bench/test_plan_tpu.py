@@ -34,10 +34,22 @@ ROOT = Path(__file__).parents[2]
 GIB = 2**30
 LAYER, HEAD = 218_112_000, 126464 * 4096  # parameters; the embedding is as large as the head
 LLADA = {
-    "model_type": "llada", "d_model": 4096, "n_heads": 32, "n_kv_heads": 32, "n_layers": 2, "mlp_hidden_size": 12288,
-    "vocab_size": 126464, "embedding_size": 126464, "rope_theta": 5e5, "rms_norm_eps": 1e-5, "weight_tying": False,
-    "max_sequence_length": 4096, "mask_token_id": 126336, "eos_token_id": 126081, "block_type": "llama",
-}  # fmt: skip
+    "model_type": "llada",
+    "d_model": 4096,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "n_layers": 2,
+    "mlp_hidden_size": 12288,
+    "vocab_size": 126464,
+    "embedding_size": 126464,
+    "rope_theta": 5e5,
+    "rms_norm_eps": 1e-5,
+    "weight_tying": False,
+    "max_sequence_length": 4096,
+    "mask_token_id": 126336,
+    "eos_token_id": 126081,
+    "block_type": "llama",
+}
 
 
 def plan(folder: Path, *settings: str, layers: int, code: int) -> tuple[dict[str, Any], str]:
@@ -107,11 +119,12 @@ def test_neither_scores_nor_all_logits_are_in_memory(preset: str, cache: str, st
     decode = DecodeSettings(policy="threshold", cache=cache, stop=stop, gen_length=1024, batch_size=8)
     decoder = Decoder(
         shape_model(
-            tuned(dataclasses.replace(PRESETS[preset], num_layers=2), platform="tpu"), dtype=jnp.dtype("bfloat16"),
+            tuned(dataclasses.replace(PRESETS[preset], num_layers=2), platform="tpu"),
+            dtype=jnp.dtype("bfloat16"),
             mesh=make_mesh(data=1, tensor=8, devices=devices),
         ),
         Config(decode=decode),
-    )  # fmt: skip
+    )
     engine = decoder.engine(1024)
     with decoder.computing():
         text = driver.decode.lower(*program_arguments(decoder, engine)).compile().as_text()

@@ -106,9 +106,13 @@ def test_integer_arrays_are_rows(model: Model) -> None:
     row = [1, 3, 70, 4]
     tokens, logits = decode(model, [row]), dllm_jax.logits(model, [row])
     for same in (
-        np.array([row]), np.array([row], np.uint8), jnp.array([row]), [np.array(row)], (tuple(row),),
+        np.array([row]),
+        np.array([row], np.uint8),
+        jnp.array([row]),
+        [np.array(row)],
+        (tuple(row),),
         [[np.int64(1), jnp.int32(3), 70, 4]],
-    ):  # fmt: skip
+    ):
         np.testing.assert_array_equal(decode(model, same), tokens)
         np.testing.assert_array_equal(dllm_jax.logits(model, same), logits)
     padded = dllm_jax.logits(model, [[0, *row]], [[0, 1, 1, 1, 1]])  # a tokenizer's attention_mask

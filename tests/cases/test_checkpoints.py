@@ -35,9 +35,23 @@ def decode(run: Run) -> Callable[[Path | str], Ran]:
 
 @pytest.mark.parametrize(
     "name",
-    ["llada", "llada-sharded", "llada-invfreq", "llada-fp16", "llada-dtype5", "llada-tied-head", "llada-eoslist",
-     "llada-optimizer-beside", "llada-embsize", "dream", "diffucoder", "dream-random", "dream-nobias", "dream-tokv5"],
-)  # fmt: skip
+    [
+        "llada",
+        "llada-sharded",
+        "llada-invfreq",
+        "llada-fp16",
+        "llada-dtype5",
+        "llada-tied-head",
+        "llada-eoslist",
+        "llada-optimizer-beside",
+        "llada-embsize",
+        "dream",
+        "diffucoder",
+        "dream-random",
+        "dream-nobias",
+        "dream-tokv5",
+    ],
+)
 def test_models_that_are_read(decode, checkpoints: Path, name: str) -> None:
     answer(decode(checkpoints / name))
 
@@ -192,8 +206,15 @@ def test_a_cache_of_hugging_face_is_a_model(decode, run: Run, checkpoints: Path,
     assert answer(decode(cache / "snapshots" / "abc")) == expected
     convert.convert(cache, tmp_path / "converted", to="orbax", dtype="keep", overwrite=False)
     assert answer(decode(tmp_path / "converted")) == expected
-    answer(run(f"model.path={checkpoints / 'llada'}", f"tokenizer.path={cache}", *SHORT, "decode.block_length=8",
-               config="threshold"))  # fmt: skip
+    answer(
+        run(
+            f"model.path={checkpoints / 'llada'}",
+            f"tokenizer.path={cache}",
+            *SHORT,
+            "decode.block_length=8",
+            config="threshold",
+        )
+    )
 
 
 def test_a_cache_that_is_not_whole(decode, cache: Path) -> None:

@@ -341,9 +341,13 @@ def test_no_room_for_the_output_as_a_whole(run: Run, settings: tuple[str, ...], 
 @pytest.mark.parametrize("to", convert.TARGETS)
 @pytest.mark.parametrize("limit", ["free space", "size of files"])
 def test_convert_without_room_leaves_nothing(
-    checkpoints: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    to: str, limit: str,
-) -> None:  # fmt: skip
+    checkpoints: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    to: str,
+    limit: str,
+) -> None:
     target = tmp_path / "target"
     arguments = ["convert", f"--source={checkpoints / 'llada'}", f"--target={target}", f"--to={to}"]
     if limit == "free space":
@@ -376,8 +380,10 @@ def test_mistakes_of_ours_keep_their_traceback(capsys: pytest.CaptureFixture[str
     assert fail(OSError(errno.ENOSPC, "No space left on device")) == 1
     assert fail(MemoryError("Unable to allocate 3 TiB")) == 1
     assert [line[:20] for line in capsys.readouterr().err.splitlines()] == [
-        "error: gone.json: No", "error: a file or the", "error: out of memory"
-    ]  # fmt: skip
+        "error: gone.json: No",
+        "error: a file or the",
+        "error: out of memory",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,13 @@ def rows(ran: Ran) -> list[dict]:
 @pytest.mark.parametrize("name", ["tiny-mask", "tiny-mask2"])
 def test_a_mask_is_no_answer(run: Run, checkpoints: Path, name: str, policy: str) -> None:
     prompt = "Sort the list: oak, fern, duck."
-    ran = run(f"model.path={checkpoints / name}", f"decode.policy={policy}", "decode.gen_length=32",
-              f"input.prompt={prompt}", config="learn2pd" if policy == "learn2pd" else "vanilla")  # fmt: skip
+    ran = run(
+        f"model.path={checkpoints / name}",
+        f"decode.policy={policy}",
+        "decode.gen_length=32",
+        f"input.prompt={prompt}",
+        config="learn2pd" if policy == "learn2pd" else "vanilla",
+    )
     (row,) = rows(ran)
     assert (ran.code, row["text"], row["num_tokens"]) == (0, "duck, fern, oak.", 7)
     assert "masks_left" not in row
@@ -46,8 +51,13 @@ def test_the_case_that_ran_for_ever(run: Run, checkpoints: Path, setting: str) -
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_model_of_nan_fails_by_row(run: Run, checkpoints: Path, policy: str) -> None:
-    ran = run(f"model.path={checkpoints / 'llada-nan'}", f"decode.policy={policy}", "decode.gen_length=32",
-              "input.prompt=x", config="learn2pd" if policy == "learn2pd" else "vanilla")  # fmt: skip
+    ran = run(
+        f"model.path={checkpoints / 'llada-nan'}",
+        f"decode.policy={policy}",
+        "decode.gen_length=32",
+        "input.prompt=x",
+        config="learn2pd" if policy == "learn2pd" else "vanilla",
+    )
     (row,) = rows(ran)
     assert (ran.code, row["finish_reason"], row["num_tokens"], row["masks_left"]) == (1, "error", 0, 32)
     assert ran.err.splitlines()[-1].startswith("error: 1 of 1 rows ended with finish_reason error")
@@ -106,8 +116,15 @@ def test_a_further_end_of_text(run: Run, checkpoints: Path) -> None:
 
 
 def test_masks_that_a_decoder_leaves_are_named(run: Run) -> None:
-    ran = run("input.prompt=Sort the list: oak, fern, duck.", "decode.gen_length=32", "decode.policy=dico",
-              "dico.finalize_tokens=32", "dico.gate=0", "dico.margin=12", "dico.auto_commit=1")  # fmt: skip
+    ran = run(
+        "input.prompt=Sort the list: oak, fern, duck.",
+        "decode.gen_length=32",
+        "decode.policy=dico",
+        "dico.finalize_tokens=32",
+        "dico.gate=0",
+        "dico.margin=12",
+        "dico.auto_commit=1",
+    )
     (row,) = rows(ran)
     assert row["masks_left"] == row["output_ids"].count(2) > 0
 

@@ -32,8 +32,12 @@ def test_an_empty_path_is_no_wish_for_the_built_in_tasks(run: Run) -> None:
 
 def test_float16_computes_on_cpu(run: Run) -> None:
     ran = run(
-        "model.dtype=float16", "input.prompt=Sort the list: oak, fern, duck.", "decode.gen_length=8",
-        "decode.block_length=8", "decode.seed=4294967295", config="threshold",
-    )  # fmt: skip
+        "model.dtype=float16",
+        "input.prompt=Sort the list: oak, fern, duck.",
+        "decode.gen_length=8",
+        "decode.block_length=8",
+        "decode.seed=4294967295",
+        config="threshold",
+    )
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["text"] == "duck, fern, oak."

@@ -130,7 +130,7 @@ def remove(*names):
         (lambda t: [t.pop(name) for name in list(t)[:12]], ["12 missing", "and 4 more"]),
     ],
     ids=["missing", "unexpected", "shape", "together", "dtype", "abbreviated"],
-)  # fmt: skip
+)
 def test_wrong_tensors_are_named(change, told, tmp_path):
     refused(with_tensors(GQA, tmp_path / "m", change), *told)
 

@@ -80,9 +80,15 @@ def test_what_the_devices_of_a_process_hold_is_read_once(shape, watch):
     assert sum(bytes_read) == sum(tensor.nbytes for tensor in tensors(TINY).values())
 
 
-@pytest.mark.parametrize("path", ["embedding", "head", "final_norm.scale", *(
-    f"layers.1.{name}" for name in ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
-)])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "embedding",
+        "head",
+        "final_norm.scale",
+        *(f"layers.1.{name}" for name in ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")),
+    ],
+)
 def test_of_a_part_no_more_is_read(path, watch, monkeypatch):
     """As in a process that holds one device of the mesh."""
     monkeypatch.setattr(meshes, "decoding_rules", lambda *_: meshes.DECODING_SPLIT)

@@ -87,8 +87,9 @@ def test_the_api_takes_the_verifier_behind_the_configuration() -> None:
     result = api.decode(model, [[1, 2, 3], [4]], config(), verifier)
     assert result.tokens_BG.shape == (2, 16)
     assert result.nfe_B.max() <= 16
-    np.testing.assert_array_equal(api.decode(model, [[1, 2, 3]], to_config_dict(config()), verifier).tokens_BG[0],
-                                  result.tokens_BG[0])  # fmt: skip
+    np.testing.assert_array_equal(
+        api.decode(model, [[1, 2, 3]], to_config_dict(config()), verifier).tokens_BG[0], result.tokens_BG[0]
+    )
     with pytest.raises(UsageError, match="expected at most 320 tokens, the model's vocabulary, got 512"):
         api.decode(model, [[1]], config(), load_model("verifier-tiny"))
 
@@ -130,8 +131,9 @@ def test_a_verifier_over_other_tokens_is_refused_before_decoding(tmp_path: Path)
 
 def test_the_bundled_experiment_answers(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["run", "--config.input.prompt=Copy the list: oak, fern, duck.", "--config.decode.batch_size=1"]
-    code = cli.execute(main, [*argv, "--config.decode.gen_length=32"], description="",
-                       default_config=str(ROOT / "configs" / "apd.py"))  # fmt: skip
+    code = cli.execute(
+        main, [*argv, "--config.decode.gen_length=32"], description="", default_config=str(ROOT / "configs" / "apd.py")
+    )
     out, err = capsys.readouterr()
     assert code == 0, err
     row = json.loads(out)

@@ -62,9 +62,15 @@ class Adversary(Transformer):
 
         is_bad_B = jnp.arange(len(logits))[:, None, None] == BAD_ROW
         said = (
-            logits, 0.0, jnp.nan, jnp.where(token_11V == MASK, 30.0, logits), only(ONLY), only(MASK), only(EOS),
+            logits,
+            0.0,
+            jnp.nan,
+            jnp.where(token_11V == MASK, 30.0, logits),
+            only(ONLY),
+            only(MASK),
+            only(EOS),
             jnp.where(is_bad_B & (token_11V == 40), jnp.nan, logits),
-        )  # fmt: skip
+        )
         return jax.lax.select_n(self.says[...], *(jnp.broadcast_to(x, logits.shape) for x in said))
 
 
@@ -89,13 +95,19 @@ def decoded(policy: str, what: int, **settings: Any) -> tuple[DecodeResult, int]
     steps = GEN_LENGTH // 2 if policy in DREAM_ORDERS else 0
     config = Config(
         decode=DecodeSettings(
-            policy="apd" if policy == "leftright" else policy, gen_length=GEN_LENGTH, block_length=BLOCK_LENGTH,
-            steps=steps, batch_size=4, **given,
+            policy="apd" if policy == "leftright" else policy,
+            gen_length=GEN_LENGTH,
+            block_length=BLOCK_LENGTH,
+            steps=steps,
+            batch_size=4,
+            **given,
         ),
         apd=ApdSettings(kv_window=3, max_lookahead=6, tokens_per_step=2 if policy == "leftright" else 0),
-        dico=DicoSettings(max_divide_steps=2), dawn=DawnSettings(layers=2), clad=CladSettings(layers=2),
+        dico=DicoSettings(max_divide_steps=2),
+        dawn=DawnSettings(layers=2),
+        clad=CladSettings(layers=2),
         adaptive=AdaptiveSettings(delimiters="7,40"),
-    )  # fmt: skip
+    )
     sizes = {"linear1": (4, BLOCK_LENGTH), "linear2": (BLOCK_LENGTH, 4)}
     arrays = {f"{name}.weight": np.full(size, 0.1, np.float32) for name, size in sizes.items()}
     arrays |= {f"{name}.bias": np.zeros(size[0], np.float32) for name, size in sizes.items()}

@@ -25,9 +25,12 @@ def test_only_real_columns_before_the_end_are_attended_to() -> None:
 
 
 @given(
-    longest=st.integers(1, 4000), gen_length=st.integers(1, 1200), multiple=st.sampled_from([32, 64, 128]),
-    waste=st.sampled_from([0.0, 0.125, 0.5, 3.0]), room=st.integers(0, 500),
-)  # fmt: skip
+    longest=st.integers(1, 4000),
+    gen_length=st.integers(1, 1200),
+    multiple=st.sampled_from([32, 64, 128]),
+    waste=st.sampled_from([0.0, 0.125, 0.5, 3.0]),
+    room=st.integers(0, 500),
+)
 def test_a_bucket_holds_the_prompt_and_wastes_little(
     longest: int, gen_length: int, multiple: int, waste: float, room: int
 ) -> None:

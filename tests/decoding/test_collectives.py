@@ -25,9 +25,18 @@ SHAPES = {  # LLaDA has as many key/value heads as heads, Dream 4 for 28
 
 def collectives(preset: str, shape: tuple[int, int, int], *, cfg_scale: float) -> list[tuple[str, int]]:
     config = dataclasses.replace(
-        PRESETS[preset], num_layers=LAYERS, embed_dim=WIDTH, head_dim=16, mlp_dim=3 * WIDTH, vocab_size=VOCABULARY,
-        mask_id=VOCABULARY - 1, eos_id=0, other_end_ids=(), pad_ids=(), **SHAPES[preset],
-    )  # fmt: skip
+        PRESETS[preset],
+        num_layers=LAYERS,
+        embed_dim=WIDTH,
+        head_dim=16,
+        mlp_dim=3 * WIDTH,
+        vocab_size=VOCABULARY,
+        mask_id=VOCABULARY - 1,
+        eos_id=0,
+        other_end_ids=(),
+        pad_ids=(),
+        **SHAPES[preset],
+    )
     data, fsdp, tensor = shape
     devices = mesh.make_mesh(data=data, fsdp=fsdp, tensor=tensor)
     decode = DecodeSettings(

@@ -26,16 +26,25 @@ flags = st.lists(st.booleans(), min_size=9, max_size=9).map(np.array)
 
 numbers = st.fixed_dictionaries(
     {
-        "num_seeds": st.integers(1, 5), "max_divide_steps": st.integers(0, 12), "tolerance": st.integers(0, 3),
-        "seed_threshold": st.sampled_from([0.0, 0.2, 0.3, 0.5]), "low_threshold": st.sampled_from([0.2, 0.4, 0.6]),
-        "factor": st.sampled_from([0.5, 1.0, 2.0]), "high_threshold": st.sampled_from([0.7, 0.9]),
-        "gate": st.sampled_from([0.0, 0.25, 0.5, 0.8, 1.0]), "margin": st.sampled_from([0.5, 1.0, 3.0]),
-        "finalize_tokens": st.integers(1, 3), "alpha": st.sampled_from([0.0, 0.5, 1.0]),
-        "beta": st.sampled_from([0.05, 0.4, 1.0]), "max_weight": st.sampled_from([0.5, 1.0]),
-        "auto_commit": st.sampled_from([0.8, 0.98]), "growth_ratio": st.sampled_from([0.0, 0.1, 0.5]),
-        "patience": st.integers(1, 3), "sigma_divisor": st.sampled_from([1.0, 3.0, 8.0]),
+        "num_seeds": st.integers(1, 5),
+        "max_divide_steps": st.integers(0, 12),
+        "tolerance": st.integers(0, 3),
+        "seed_threshold": st.sampled_from([0.0, 0.2, 0.3, 0.5]),
+        "low_threshold": st.sampled_from([0.2, 0.4, 0.6]),
+        "factor": st.sampled_from([0.5, 1.0, 2.0]),
+        "high_threshold": st.sampled_from([0.7, 0.9]),
+        "gate": st.sampled_from([0.0, 0.25, 0.5, 0.8, 1.0]),
+        "margin": st.sampled_from([0.5, 1.0, 3.0]),
+        "finalize_tokens": st.integers(1, 3),
+        "alpha": st.sampled_from([0.0, 0.5, 1.0]),
+        "beta": st.sampled_from([0.05, 0.4, 1.0]),
+        "max_weight": st.sampled_from([0.5, 1.0]),
+        "auto_commit": st.sampled_from([0.8, 0.98]),
+        "growth_ratio": st.sampled_from([0.0, 0.1, 0.5]),
+        "patience": st.integers(1, 3),
+        "sigma_divisor": st.sampled_from([1.0, 3.0, 8.0]),
     }
-)  # fmt: skip
+)
 
 
 def policy(chosen: DicoSettings, *, gen_length: int = GEN_LENGTH, block_length: int = BLOCK_LENGTH) -> dico.Dico:
@@ -98,9 +107,13 @@ def test_a_row_takes_at_most_two_forwards_per_token_and_one(extreme, chosen, mas
     proposals = np.random.default_rng(tokens).integers(-1, tokens, size=confidence.shape)  # at 0: all of them masks
     is_open = np.isin(np.arange(GEN_LENGTH), list(masks)) if masks else np.ones(GEN_LENGTH, bool)
     got = play(
-        policy(DicoSettings(**chosen, weighting="none")), confidence, np.full_like(confidence, margin),
-        block_length=BLOCK_LENGTH, token_FG=proposals, is_open_G=is_open,
-    )  # fmt: skip
+        policy(DicoSettings(**chosen, weighting="none")),
+        confidence,
+        np.full_like(confidence, margin),
+        block_length=BLOCK_LENGTH,
+        token_FG=proposals,
+        is_open_G=is_open,
+    )
     assert got["block"] == GEN_LENGTH // BLOCK_LENGTH
     assert got["nfe"] <= 2 * GEN_LENGTH + 1
 
@@ -135,9 +148,10 @@ def test_clusters_are_runs_that_shrink_to_their_open_ends(cluster_Q: np.ndarray,
 
 
 @given(
-    hit_Q=flags, tolerance=st.integers(0, 4),
+    hit_Q=flags,
+    tolerance=st.integers(0, 4),
     bounds=st.lists(st.tuples(*[st.integers(0, 8)] * 4).map(sorted), min_size=9, max_size=9),
-)  # fmt: skip
+)
 @few
 def test_growth_goes_from_hit_to_hit(hit_Q: np.ndarray, tolerance: int, bounds: list[list[int]]) -> None:
     first_Q, left_Q, right_Q, last_Q = map(jnp.asarray, np.array(bounds).T)

@@ -32,10 +32,16 @@ def decoder(policy: str, cache: str, *, temperature: float = 0.0, checkpoint: st
 
 
 COMBINATIONS = [  # dico under the caches: test_stopping.py
-    ("low_confidence", 0.0, "none"), ("low_confidence", 0.0, "dual"), ("random", 0.0, "none"), ("factor", 0.0, "dual"),
-    ("threshold", 0.0, "none"), ("threshold", 0.0, "prefix"), ("threshold", 0.0, "dual"), ("threshold", 0.7, "prefix"),
+    ("low_confidence", 0.0, "none"),
+    ("low_confidence", 0.0, "dual"),
+    ("random", 0.0, "none"),
+    ("factor", 0.0, "dual"),
+    ("threshold", 0.0, "none"),
+    ("threshold", 0.0, "prefix"),
+    ("threshold", 0.0, "dual"),
+    ("threshold", 0.7, "prefix"),
     ("dico", 0.0, "none"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("policy", "temperature", "cache"), COMBINATIONS)

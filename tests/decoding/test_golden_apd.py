@@ -69,15 +69,21 @@ def settings(case: Case) -> Config:
     args = case.args
     return Config(
         decode=DecodeSettings(
-            policy="apd", cache="window", gen_length=args["max_new_tokens"], temperature=args["temperature"],
-            top_p=args.get("top_p") or 1.0, batch_size=1,
+            policy="apd",
+            cache="window",
+            gen_length=args["max_new_tokens"],
+            temperature=args["temperature"],
+            top_p=args.get("top_p") or 1.0,
+            batch_size=1,
         ),
         apd=ApdSettings(
-            mixture_weight=args["apd_mixture_weight"] or 0.0, kv_window=args["kv_window"] or 0,
-            max_lookahead=args["max_lookahead"] or 0, tokens_per_step=args["tokens_per_step"] or 0,
+            mixture_weight=args["apd_mixture_weight"] or 0.0,
+            kv_window=args["kv_window"] or 0,
+            max_lookahead=args["max_lookahead"] or 0,
+            tokens_per_step=args["tokens_per_step"] or 0,
             target="gumbel" if case.name.startswith("coupled") else "argmax",
         ),
-    )  # fmt: skip
+    )
 
 
 def windows(engine: Engine, start: DecodeState, result: DecodeResult) -> np.ndarray:

@@ -19,13 +19,22 @@ from tests.traces import MASK, Case, cases
 CASES = cases("dico")
 FORWARDS = 96  # more than any case has
 NAMES = {
-    "exploration_N": "num_seeds", "max_exploration_steps": "max_divide_steps", "tolerance_M": "tolerance",
-    "exploration_threshold": "seed_threshold", "acceleration_low_threshold": "low_threshold",
-    "acceleration_parallel_method": "parallel_rule", "acceleration_factor": "factor",
-    "acceleration_threshold": "high_threshold", "R_gate": "gate", "mopup_margin_threshold": "margin",
-    "mopup_speed": "finalize_tokens", "TG_alpha": "alpha", "TG_beta": "beta", "max_weight": "max_weight",
+    "exploration_N": "num_seeds",
+    "max_exploration_steps": "max_divide_steps",
+    "tolerance_M": "tolerance",
+    "exploration_threshold": "seed_threshold",
+    "acceleration_low_threshold": "low_threshold",
+    "acceleration_parallel_method": "parallel_rule",
+    "acceleration_factor": "factor",
+    "acceleration_threshold": "high_threshold",
+    "R_gate": "gate",
+    "mopup_margin_threshold": "margin",
+    "mopup_speed": "finalize_tokens",
+    "TG_alpha": "alpha",
+    "TG_beta": "beta",
+    "max_weight": "max_weight",
     "exploration_seed_method": "seed_method",
-}  # fmt: skip
+}
 
 
 def dico_settings(case: Case) -> DicoSettings:
@@ -74,9 +83,13 @@ def test_every_decision_is_the_references(case: Case, golden: Callable[[Case], N
     block_length, length = case.args["block_length"], padded_length(case)
     policy = dico.build(dico_settings(case), block_length=block_length, gen_length=length, mask_id=MASK, traced=False)
     got = play(
-        policy, on_canvas(case, "confidence"), on_canvas(case, "margin"), block_length=block_length,
-        token_FG=on_canvas(case, "token"), is_open_G=np.arange(length) < case.args["gen_length"],
-    )  # fmt: skip
+        policy,
+        on_canvas(case, "confidence"),
+        on_canvas(case, "margin"),
+        block_length=block_length,
+        token_FG=on_canvas(case, "token"),
+        is_open_G=np.arange(length) < case.args["gen_length"],
+    )
     assert got["forwards"] == forwards(case)
     np.testing.assert_array_equal(got["commit_step_G"], commit_step(case))
     assert got["nfe"] == case.meta["n_forwards"]
@@ -101,9 +114,12 @@ def test_weights_are_the_references(case: Case) -> None:
 def decoder(case: Case, *, batch_size: int) -> Decoder:
     args = case.args
     decode = DecodeSettings(
-        policy="dico", gen_length=args["gen_length"], block_length=args["block_length"], cfg_scale=args["cfg_scale"],
+        policy="dico",
+        gen_length=args["gen_length"],
+        block_length=args["block_length"],
+        cfg_scale=args["cfg_scale"],
         batch_size=batch_size,
-    )  # fmt: skip
+    )
     config = Config(decode=decode, dico=dico_settings(case), output=OutputSettings(trace=True))
     made = Decoder(load_model(str(case.checkpoint)), config)
     made.length_multiple = 128  # few shapes

@@ -22,24 +22,37 @@ from tests.traces import MASK, Case, cases, rebuilt_trace
 NAMES = {  # the published argument -> the setting
     "frechet": {"frechet_margin": "frechet.delta"},
     "klass": {
-        "conf_threshold": "klass.confidence", "kl_threshold": "klass.divergence", "kl_history_length": "klass.history"
+        "conf_threshold": "klass.confidence",
+        "kl_threshold": "klass.divergence",
+        "kl_history_length": "klass.history",
     },
     "local_leap": {
-        "threshold": "local_leap.threshold", "relaxed_threshold": "local_leap.relaxed", "radius": "local_leap.radius"
+        "threshold": "local_leap.threshold",
+        "relaxed_threshold": "local_leap.relaxed",
+        "radius": "local_leap.radius",
     },
     "dawn": {
-        "tau_induce": "dawn.relaxed", "tau_low": "dawn.low", "tau_edge": "dawn.edge", "tau_sink": "dawn.sink",
+        "tau_induce": "dawn.relaxed",
+        "tau_low": "dawn.low",
+        "tau_edge": "dawn.edge",
+        "tau_sink": "dawn.sink",
         "attention_layers": "dawn.layers",
     },
     "clad": {"threshold": "clad.threshold", "attention_layers": "clad.layers"},
     "r2": {
-        "threshold": "r2.threshold", "temporal_steps": "r2.patience", "temporal_threshold": "r2.stable",
-        "temporal_eval": "r2.stable_by", "confidence_cluster_size": "r2.window", "spatial_threshold": "r2.window_mean",
+        "threshold": "r2.threshold",
+        "temporal_steps": "r2.patience",
+        "temporal_threshold": "r2.stable",
+        "temporal_eval": "r2.stable_by",
+        "confidence_cluster_size": "r2.window",
+        "spatial_threshold": "r2.window_mean",
         "confidence_cluster_unmasked": "r2.window_known",
     },
     "hierarchy": {"threshold": "hierarchy.threshold", "low_threshold": "hierarchy.low"},
     "credit": {
-        "threshold": "credit.threshold", "credit_alpha": "credit.alpha", "boost_gamma": "credit.gamma",
+        "threshold": "credit.threshold",
+        "credit_alpha": "credit.alpha",
+        "boost_gamma": "credit.gamma",
         "decay_beta": "credit.beta",
     },
     "eb": {"entropy_bound_gamma": "eb.gamma"},
@@ -48,10 +61,11 @@ NAMES = {  # the published argument -> the setting
     "decay": {"threshold": "threshold.value", "confidence_alpha": "threshold.decay"},
     "adablock": {"threshold": "threshold.value", "delimiter_threshold": "adaptive.threshold"},
     "multi": {
-        "threshold": "entropy_threshold.value", "block_add_threshold": "pipelined.add",
+        "threshold": "entropy_threshold.value",
+        "block_add_threshold": "pipelined.add",
         "decoded_token_threshold": "pipelined.ready",
     },
-}  # fmt: skip
+}
 POLICIES = {"dsb": "threshold", "decay": "threshold", "adablock": "threshold", "multi": "entropy_threshold"}
 # Logits of two float32 implementations differ by as much as from float64, up to 1e-4 (section A).
 CLOSE = {"rtol": 1e-5, "atol": 1e-4}
@@ -99,9 +113,14 @@ class Watched(Policy):
     def commit(self, policy_state: Any, prediction: Prediction, view: View, noise: Noise) -> Commit:
         commit = self.policy.commit(policy_state, prediction, view, noise)
         seen = {
-            "candidate": prediction.token_BQ, "confidence": prediction.confidence_BQ, "entropy": prediction.entropy_BQ,
-            "block": view.block_BQ, "position": view.position_BQ, "open": view.open_BQ, "commit": commit.mask_BQ,
-        }  # fmt: skip
+            "candidate": prediction.token_BQ,
+            "confidence": prediction.confidence_BQ,
+            "entropy": prediction.entropy_BQ,
+            "block": view.block_BQ,
+            "position": view.position_BQ,
+            "open": view.open_BQ,
+            "commit": commit.mask_BQ,
+        }
         if isinstance(self.policy, Klass):
             new_BQV = jax.nn.softmax(prediction.logits_BQV, axis=-1)
             seen["divergence"] = divergence(new_BQV, policy_state.value.probability_BQV)

@@ -21,13 +21,34 @@ from tests.traces import EOS, GOLDENS, MASK, carries
 PROMPTS = [np.random.default_rng(seed).integers(0, 290, size=7 + 4 * seed).tolist() for seed in range(3)]
 # Numbers with which the rules act on the tiny models, of two layers or more.
 NUMBERS = {
-    "threshold.value": 0.6, "frechet.delta": 0.1, "klass.confidence": 0.3, "klass.divergence": 0.1,
-    "local_leap.threshold": 0.7, "local_leap.relaxed": 0.4, "dawn.layers": 2, "dawn.edge": 0.04, "dawn.sink": 0.06,
-    "dawn.relaxed": 0.5, "dawn.low": 0.4, "clad.threshold": 0.5, "clad.layers": 2, "r2.window_mean": 0.5,
-    "r2.stable": 0.4, "hierarchy.threshold": 0.8, "hierarchy.low": 0.2, "credit.threshold": 0.7, "credit.alpha": 2.0,
-    "eb.gamma": 0.5, "entropy_threshold.value": 0.5, "wino.threshold": 0.5, "wino.keep": 0.3, "sliding.margin": 5,
-    "adaptive.delimiters": "3,12,21,30,39,48,57,66", "adaptive.threshold": 0.1, "pipelined.add": 0.5,
-}  # fmt: skip
+    "threshold.value": 0.6,
+    "frechet.delta": 0.1,
+    "klass.confidence": 0.3,
+    "klass.divergence": 0.1,
+    "local_leap.threshold": 0.7,
+    "local_leap.relaxed": 0.4,
+    "dawn.layers": 2,
+    "dawn.edge": 0.04,
+    "dawn.sink": 0.06,
+    "dawn.relaxed": 0.5,
+    "dawn.low": 0.4,
+    "clad.threshold": 0.5,
+    "clad.layers": 2,
+    "r2.window_mean": 0.5,
+    "r2.stable": 0.4,
+    "hierarchy.threshold": 0.8,
+    "hierarchy.low": 0.2,
+    "credit.threshold": 0.7,
+    "credit.alpha": 2.0,
+    "eb.gamma": 0.5,
+    "entropy_threshold.value": 0.5,
+    "wino.threshold": 0.5,
+    "wino.keep": 0.3,
+    "sliding.margin": 5,
+    "adaptive.delimiters": "3,12,21,30,39,48,57,66",
+    "adaptive.threshold": 0.1,
+    "pipelined.add": 0.5,
+}
 EACH_ONCE = [  # policy, cache, blocks, checkpoint: every policy, cache and kind of blocks, on both families
     ("frechet", "prefix", "aligned", "llada-tiny"),
     ("klass", "dual", "adaptive", "dico-llada-smooth"),
@@ -147,9 +168,13 @@ def test_numbers_of_blocks_and_stop_rules_are_no_part_of_the_program() -> None:
         return jax.tree.structure(Decoder(model("llada-tiny"), settings).engine(20))
 
     for blocks, name in [
-        ("adaptive", "adaptive.threshold"), ("pipelined", "pipelined.add"), ("pipelined", "pipelined.ready"),
-        ("aligned", "settled.early"), ("aligned", "settled.late"), ("aligned", "eot.min_confidence"),
-    ]:  # fmt: skip
+        ("adaptive", "adaptive.threshold"),
+        ("pipelined", "pipelined.add"),
+        ("pipelined", "pipelined.ready"),
+        ("aligned", "settled.early"),
+        ("aligned", "settled.late"),
+        ("aligned", "eot.min_confidence"),
+    ]:
         assert program(blocks, {name: 0.25}) == program(blocks, {name: 0.75})
 
 

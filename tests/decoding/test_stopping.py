@@ -23,10 +23,17 @@ from tests.views import a_prediction
 PROMPTS = [np.random.default_rng(seed).integers(0, 290, size=7 + 2 * seed).tolist() for seed in range(5)]
 FIELDS = ("tokens_BG", "commit_step_BG", "nfe_B", "end_B", "num_tokens_B")
 COMBINATIONS = [
-    ("low_confidence", "none"), ("random", "none"), ("threshold", "prefix"),
-    ("factor", "dual"), ("learn2pd", "none"), ("learn2pd", "dual"), ("dico", "none"), ("dico", "prefix"),
-    ("dico", "dual"), ("entropy", "none"),
-]  # fmt: skip
+    ("low_confidence", "none"),
+    ("random", "none"),
+    ("threshold", "prefix"),
+    ("factor", "dual"),
+    ("learn2pd", "none"),
+    ("learn2pd", "dual"),
+    ("dico", "none"),
+    ("dico", "prefix"),
+    ("dico", "dual"),
+    ("entropy", "none"),
+]
 
 
 def random_filter(block_length: int) -> Filter:
@@ -35,10 +42,19 @@ def random_filter(block_length: int) -> Filter:
 
 
 def decoder(
-    policy: str, cache: str, *, stop: str = "eot", min_confidence: float = 0.0, checkpoint: str = "llada-tiny",
-    gen_length: int = 48, block_length: int = 16, cfg_scale: float = 0.0, batch_size: int = len(PROMPTS),
-    mesh: Mesh | None = None, settled: tuple[float, float] = (7.5, 2.5),
-) -> Decoder:  # fmt: skip
+    policy: str,
+    cache: str,
+    *,
+    stop: str = "eot",
+    min_confidence: float = 0.0,
+    checkpoint: str = "llada-tiny",
+    gen_length: int = 48,
+    block_length: int = 16,
+    cfg_scale: float = 0.0,
+    batch_size: int = len(PROMPTS),
+    mesh: Mesh | None = None,
+    settled: tuple[float, float] = (7.5, 2.5),
+) -> Decoder:
     decode = DecodeSettings(
         policy=policy,
         cache=cache,

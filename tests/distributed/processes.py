@@ -51,10 +51,12 @@ def started(
         given = [each if isinstance(each, str) else each[process] for each in settings]
         if count > 1:
             given += [
-                f"distributed.coordinator=localhost:{port}", f"distributed.num_processes={count}",
-                f"distributed.process_id={process}", f"distributed.lost_seconds={LOST}",
+                f"distributed.coordinator=localhost:{port}",
+                f"distributed.num_processes={count}",
+                f"distributed.process_id={process}",
+                f"distributed.lost_seconds={LOST}",
                 "distributed.start_seconds=120",
-            ]  # fmt: skip
+            ]
         flags = [setting if setting.startswith("--") else f"--config.{setting}" for setting in given]
         command = [sys.executable, "-m", module, *flags]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

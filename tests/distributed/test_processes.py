@@ -14,14 +14,31 @@ from tests.distributed.processes import LIMIT, LOST, Done, finished, run, starte
 pytestmark = pytest.mark.slow
 SHORT = ("--config=threshold", "decode.gen_length=32", "decode.batch_size=4")
 TRAINED = (
-    "network.num_layers=1", "network.embed_dim=16", "network.mlp_dim=32", "data.samples=100", "data.eval_samples=5",
-    "decode.gen_length=16", "decode.block_length=16", "decode.batch_size=8", "train.steps=6", "train.batch_size=4",
-    "train.warmup_steps=1", "train.log_every=2", "train.eval_every=4", "train.checkpoint_every=2",
-)  # fmt: skip
+    "network.num_layers=1",
+    "network.embed_dim=16",
+    "network.mlp_dim=32",
+    "data.samples=100",
+    "data.eval_samples=5",
+    "decode.gen_length=16",
+    "decode.block_length=16",
+    "decode.batch_size=8",
+    "train.steps=6",
+    "train.batch_size=4",
+    "train.warmup_steps=1",
+    "train.log_every=2",
+    "train.eval_every=4",
+    "train.checkpoint_every=2",
+)
 FITTED = (
-    "data.prompts=9", "data.eval_prompts=4", "decode.gen_length=16", "decode.block_length=8", "decode.batch_size=4",
-    "fit.epochs=40", "fit.checkpoint_every=10", "report.thresholds=0.5",
-)  # fmt: skip
+    "data.prompts=9",
+    "data.eval_prompts=4",
+    "decode.gen_length=16",
+    "decode.block_length=8",
+    "decode.batch_size=4",
+    "fit.epochs=40",
+    "fit.checkpoint_every=10",
+    "report.thresholds=0.5",
+)
 
 
 def ended_well(results: list[Done]) -> Done:

@@ -26,17 +26,19 @@ def model():
 
 
 def losses(model, recorded, *, cfg_scale=0.0):
-    return np.stack([
-        likelihood.per_sample_loss(
-            model,
-            perturbed_BL.astype(np.int32),
-            p_mask_B=p_mask_B,
-            target_L=np.concatenate([recorded["prompt"], recorded["answer"]]),
-            prompt_length=len(recorded["prompt"]),
-            cfg_scale=cfg_scale,
-        )
-        for perturbed_BL, p_mask_B in zip(recorded["perturbed"], recorded["p_mask"], strict=True)
-    ])  # fmt: skip
+    return np.stack(
+        [
+            likelihood.per_sample_loss(
+                model,
+                perturbed_BL.astype(np.int32),
+                p_mask_B=p_mask_B,
+                target_L=np.concatenate([recorded["prompt"], recorded["answer"]]),
+                prompt_length=len(recorded["prompt"]),
+                cfg_scale=cfg_scale,
+            )
+            for perturbed_BL, p_mask_B in zip(recorded["perturbed"], recorded["p_mask"], strict=True)
+        ]
+    )
 
 
 @pytest.mark.parametrize("case", cases("F_loglikelihood"), ids=lambda case: case.name)
@@ -48,9 +50,14 @@ def test_reference(case, golden, monkeypatch):
     draws = iter(zip(recorded["perturbed"].astype(np.int32), recorded["p_mask"], strict=True))
     monkeypatch.setattr(likelihood, "perturb", lambda *args, **kwargs: next(draws))
     value = likelihood.log_likelihood(
-        model, recorded["prompt"].tolist(), recorded["answer"].tolist(), seed=0,
-        mc_num=args["mc_num"], batch_size=args["batch_size"], cfg_scale=args["cfg_scale"],
-    )  # fmt: skip
+        model,
+        recorded["prompt"].tolist(),
+        recorded["answer"].tolist(),
+        seed=0,
+        mc_num=args["mc_num"],
+        batch_size=args["batch_size"],
+        cfg_scale=args["cfg_scale"],
+    )
     assert value == pytest.approx(float(recorded["log_likelihood"]), rel=1e-4)
     golden(case)
 

@@ -78,7 +78,8 @@ def test_mistakes_are_one_line(script: str) -> None:
         ("tpu_vm.sh", ("logs", "stop", *TPU), "expected one verb, got logs and stop (arguments come behind --)"),
         ("tpu_vm.sh", TPU, "expected a verb, got nothing (see --help)"),
         (
-            "tpu_vm.sh", ("all", "--spot", *TPU, "--", "x"),
+            "tpu_vm.sh",
+            ("all", "--spot", *TPU, "--", "x"),
             "--bucket: expected where a spot machine's outputs survive it, got none",
         ),
         ("worker.sh", ("start",), "start: expected -- COMMAND"),
@@ -87,7 +88,7 @@ def test_mistakes_are_one_line(script: str) -> None:
         ("gke/xpk.sh", ("run", *XPK[:3], "--", "x"), "--workload: needed for run (see --help)"),
         ("slurm.sbatch", (), "slurm.sbatch: expected a command, got none (see --help)"),
     ],
-)  # fmt: skip
+)
 def test_other_mistakes(script: str, arguments: tuple[str, ...], told: str) -> None:
     done = call(script, *arguments)
     assert (done.returncode, done.stderr, done.stdout) == (2, f"error: {told}\n", "")
@@ -97,9 +98,15 @@ def test_tpu_vm_in_the_order_of_the_work() -> None:
     commands = would_run("tpu_vm.sh", "all", *TPU, "--project=p", "--to=results", "--dry-run", "--", *AWKWARD)
     steps = [" ".join(words[3:5] if words[0] == "gcloud" else words[:1]) for words in commands]
     assert steps == [
-        "queued-resources create", "queued-resources describe", "git", *["tpu-vm scp"], *["tpu-vm ssh"] * 6, "mkdir",
-        "tpu-vm scp", "queued-resources delete",
-    ]  # fmt: skip
+        "queued-resources create",
+        "queued-resources describe",
+        "git",
+        *["tpu-vm scp"],
+        *["tpu-vm ssh"] * 6,
+        "mkdir",
+        "tpu-vm scp",
+        "queued-resources delete",
+    ]
     where = ["--zone=us-west4-a", "--project=p"]
     assert all(words[-2:] == where for words in commands if words[0] == "gcloud")
     create = ["--node-id=apd", "--accelerator-type=v5litepod-8", "--runtime-version=v2-alpha-tpuv5-lite"]

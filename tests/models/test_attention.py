@@ -20,9 +20,12 @@ POSITIONS_BS = COLUMNS_1S - np.array([[1], [0]])
 def mask(causal_block: int, *, first: int = 0, start: object = None, segment_BT: object = None) -> np.ndarray:
     """The mask [B, T, S] of the queries from a column on."""
     seen = visible(
-        jnp.asarray(REAL_BS), jnp.asarray(POSITIONS_BS[:, first:]), start=start, causal_block=causal_block,
+        jnp.asarray(REAL_BS),
+        jnp.asarray(POSITIONS_BS[:, first:]),
+        start=start,
+        causal_block=causal_block,
         segment_BT=segment_BT,
-    ).mask  # fmt: skip
+    ).mask
     return np.broadcast_to(seen, (2, 1, 6 - first, 6))[:, 0]
 
 
@@ -64,9 +67,12 @@ def inputs(shape: tuple[int, ...], *, causal_block: int) -> tuple[jax.Array, jax
     start_B = 1 + np.arange(rows) if queries < keys else np.zeros(rows, int)
     positions_BT = start_B[:, None] + np.arange(queries) - pad
     seen = visible(
-        jnp.asarray(real), jnp.asarray(positions_BT), start=jnp.asarray(start_B), causal_block=causal_block,
+        jnp.asarray(real),
+        jnp.asarray(positions_BT),
+        start=jnp.asarray(start_B),
+        causal_block=causal_block,
         segment_BT=None,
-    )  # fmt: skip
+    )
     return q, k, v, seen
 
 
@@ -124,19 +130,31 @@ BLOCK_STEP = {"queries": 32, "keys": 2048}
 @pytest.mark.parametrize(
     ("platform", "dtype", "shape", "name"),
     [
-        ("cpu", "bfloat16", {}, "xla"), ("cpu", "float32", {}, "xla"), ("cpu", "float16", {}, "xla_wide"),
-        ("", "bfloat16", {}, "xla"), ("", "float16", {}, "xla_wide"),
-        ("gpu", "bfloat16", {}, "cudnn"), ("gpu", "float16", {}, "cudnn"), ("gpu", "float32", {}, "xla"),
-        ("gpu", "bfloat16", {"keys": 500}, "xla"), ("gpu", "bfloat16", {"head_dim": 12}, "xla"),
-        ("gpu", "bfloat16", {"packed": True}, "xla"), ("gpu", "bfloat16", BLOCK_STEP, "cudnn"),
-        ("gpu", "bfloat16", BLOCK_STEP | {"rows": 1}, "split_keys"), ("gpu", "bfloat16", {"rows": 1}, "cudnn"),
+        ("cpu", "bfloat16", {}, "xla"),
+        ("cpu", "float32", {}, "xla"),
+        ("cpu", "float16", {}, "xla_wide"),
+        ("", "bfloat16", {}, "xla"),
+        ("", "float16", {}, "xla_wide"),
+        ("gpu", "bfloat16", {}, "cudnn"),
+        ("gpu", "float16", {}, "cudnn"),
+        ("gpu", "float32", {}, "xla"),
+        ("gpu", "bfloat16", {"keys": 500}, "xla"),
+        ("gpu", "bfloat16", {"head_dim": 12}, "xla"),
+        ("gpu", "bfloat16", {"packed": True}, "xla"),
+        ("gpu", "bfloat16", BLOCK_STEP, "cudnn"),
+        ("gpu", "bfloat16", BLOCK_STEP | {"rows": 1}, "split_keys"),
+        ("gpu", "bfloat16", {"rows": 1}, "cudnn"),
         ("gpu", "bfloat16", BLOCK_STEP | {"rows": 1, "keys": 512}, "cudnn"),
-        ("tpu", "bfloat16", {}, "splash"), ("tpu", "bfloat16", BLOCK_STEP | {"rows": 1}, "splash"),
-        ("tpu", "float32", {}, "xla"), ("tpu", "float64", {}, "xla"), ("tpu", "float16", {}, "xla_wide"),
-        ("tpu", "bfloat16", {"head_dim": 16}, "xla"), ("tpu", "bfloat16", {"keys": 192}, "xla"),
+        ("tpu", "bfloat16", {}, "splash"),
+        ("tpu", "bfloat16", BLOCK_STEP | {"rows": 1}, "splash"),
+        ("tpu", "float32", {}, "xla"),
+        ("tpu", "float64", {}, "xla"),
+        ("tpu", "float16", {}, "xla_wide"),
+        ("tpu", "bfloat16", {"head_dim": 16}, "xla"),
+        ("tpu", "bfloat16", {"keys": 192}, "xla"),
         ("tpu", "bfloat16", {"packed": True}, "xla"),
     ],
-)  # fmt: skip
+)
 def test_the_kernel_follows_platform_dtype_and_shape(
     platform: str, dtype: str, shape: dict[str, int], name: str
 ) -> None:

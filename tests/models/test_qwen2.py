@@ -52,9 +52,12 @@ def incremental(model: Model, *, prefill: int, widths: list[int], starts_SB: np.
         columns_BT = start_B[:, None] + np.arange(width)
         real = jnp.arange(TOKENS.shape[1])[None] >= PAD[:, None]
         hidden, cache = module(
-            jnp.asarray(TOKENS[rows, columns_BT]), jnp.asarray(columns_BT - PAD[:, None]),
-            real_BS=real, cache=cache, start=jnp.asarray(start_B),
-        )  # fmt: skip
+            jnp.asarray(TOKENS[rows, columns_BT]),
+            jnp.asarray(columns_BT - PAD[:, None]),
+            real_BS=real,
+            cache=cache,
+            start=jnp.asarray(start_B),
+        )
         out[rows, columns_BT] = module.unembed(hidden)
     return out
 

@@ -15,11 +15,22 @@ from train.verifier import main
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
-    "network.num_layers=1", "network.embed_dim=16", "network.mlp_dim=32", "data.samples=100", "data.eval_samples=5",
-    "decode.gen_length=16", "decode.block_length=16", "decode.batch_size=8", "mesh.data=1",
-    "train.steps=6", "train.batch_size=2", "train.warmup_steps=1", "train.log_every=2", "train.eval_every=4",
+    "network.num_layers=1",
+    "network.embed_dim=16",
+    "network.mlp_dim=32",
+    "data.samples=100",
+    "data.eval_samples=5",
+    "decode.gen_length=16",
+    "decode.block_length=16",
+    "decode.batch_size=8",
+    "mesh.data=1",
+    "train.steps=6",
+    "train.batch_size=2",
+    "train.warmup_steps=1",
+    "train.log_every=2",
+    "train.eval_every=4",
     "train.checkpoint_every=2",
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +64,7 @@ def execute(arguments: Callable[..., list[str]]) -> Callable[..., int]:
 
     def run(*settings: str) -> int:
         config = str(ROOT / "configs" / "train_verifier.py")
-        return cli.execute(
-            main, arguments(*settings), description="", default_config=config, schema=VerifierTraining
-        )  # fmt: skip
+        return cli.execute(main, arguments(*settings), description="", default_config=config, schema=VerifierTraining)
 
     return run
 

@@ -66,9 +66,12 @@ def packed(*, answer_at: int, tokens: list[int], segments: list[int]) -> Batch:
     """One row in which a single token counts."""
     positions = [segments[:t].count(segment) for t, segment in enumerate(segments)]
     counted = [t == answer_at for t in range(len(tokens))]
-    return Batch(*(np.array([x], dtype) for x, dtype in (
-        (tokens, np.int32), (counted, bool), (positions, np.int32), (segments, np.int32)
-    )))  # fmt: skip
+    return Batch(
+        *(
+            np.array([x], dtype)
+            for x, dtype in ((tokens, np.int32), (counted, bool), (positions, np.int32), (segments, np.int32))
+        )
+    )
 
 
 def test_a_prediction_sees_what_is_before_it_in_its_own_sample_only(model: Model) -> None:

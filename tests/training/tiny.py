@@ -7,9 +7,22 @@ from dllm_jax.models.transformer import TransformerConfig
 from dllm_jax.training.settings import TrainSettings
 
 SHAPE = TransformerConfig(
-    family="qwen2", num_layers=1, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=32, vocab_size=64,
-    rope_theta=1e4, norm_eps=1e-6, max_length=64, qkv_bias=True, tied_embeddings=True, causal_block=1, eos_id=0,
-)  # fmt: skip
+    family="qwen2",
+    num_layers=1,
+    embed_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    mlp_dim=32,
+    vocab_size=64,
+    rope_theta=1e4,
+    norm_eps=1e-6,
+    max_length=64,
+    qkv_bias=True,
+    tied_embeddings=True,
+    causal_block=1,
+    eos_id=0,
+)
 SETTINGS = TrainSettings(steps=80, batch_size=8, learning_rate=2e-2, warmup_steps=5)
 LENGTH = 16
 

@@ -157,9 +157,12 @@ def build(config: Config, parts: Parts) -> Apd | LeftToRight:
         return LeftToRight(jnp.int32(apd.tokens_per_step), parts.end_ids)
     verifier = parts.companions[Verifier.name]
     return Apd(
-        graphdef=verifier.graphdef, params=verifier.params, mixture_weight=jnp.float32(apd.mixture_weight),
-        sampler=sampler.greedy() if apd.target == "argmax" else sampler, end_ids=parts.end_ids,
-    )  # fmt: skip
+        graphdef=verifier.graphdef,
+        params=verifier.params,
+        mixture_weight=jnp.float32(apd.mixture_weight),
+        sampler=sampler.greedy() if apd.target == "argmax" else sampler,
+        end_ids=parts.end_ids,
+    )
 
 
 def tempered(config: Config, sampler: Sampler) -> Sampler:

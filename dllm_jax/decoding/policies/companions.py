@@ -155,8 +155,12 @@ class LanguageModel(Companion):
             raise UsageError(f"{self.name}: expected it on the model's mesh {model.mesh}, got {network.mesh}")
 
     def check_tokens(
-        self, network: Model, model: Model, *, model_tokens: Mapping[str, int] | None,
+        self,
+        network: Model,
+        model: Model,
+        *,
+        model_tokens: Mapping[str, int] | None,
         tokens: Mapping[str, int] | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """See `vocabulary.check_shared`."""
         check_shared(model, network, model_tokens=model_tokens, tokens=tokens, field=self.field, advice=self.advice)

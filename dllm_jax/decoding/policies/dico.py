@@ -109,10 +109,15 @@ class Dico(Policy):
     def commit(self, policy_state: DicoState, prediction: Prediction, view: View, noise: Noise) -> Commit:
         """A forward of every row, each in its phase."""
         block = Block(
-            open_Q=view.open_BQ, confidence_Q=jnp.where(view.open_BQ, prediction.confidence_BQ, -jnp.inf),
-            margin_Q=prediction.margin_BQ, written_Q=prediction.token_BQ != self.mask_id, filled=view.filled_B,
-            nfe=view.nfe_B, is_new=view.block_nfe_B == 0, start=view.position_BQ[:, 0],
-        )  # fmt: skip
+            open_Q=view.open_BQ,
+            confidence_Q=jnp.where(view.open_BQ, prediction.confidence_BQ, -jnp.inf),
+            margin_Q=prediction.margin_BQ,
+            written_Q=prediction.token_BQ != self.mask_id,
+            filled=view.filled_B,
+            nfe=view.nfe_B,
+            is_new=view.block_nfe_B == 0,
+            start=view.position_BQ[:, 0],
+        )
         mask_BQ, policy_state = jax.vmap(self._forward)(policy_state, block)
         leave_B = (policy_state.row.phase == FINALIZE) & (policy_state.row.steps_left == 0)
         return Commit(mask_BQ, prediction.token_BQ, leave_B, policy_state)
@@ -212,9 +217,13 @@ class Dico(Policy):
         """
         left_Q, right_Q = clusters.bounds(cluster_Q)
         ends = clusters.grown(
-            left_Q, right_Q, c_Q > self.low, tolerance=self.tolerance,
-            first_Q=clusters.before(cluster_Q)[left_Q] + 1, last_Q=clusters.behind(cluster_Q)[right_Q] - 2,
-        )  # fmt: skip
+            left_Q,
+            right_Q,
+            c_Q > self.low,
+            tolerance=self.tolerance,
+            first_Q=clusters.before(cluster_Q)[left_Q] + 1,
+            last_Q=clusters.behind(cluster_Q)[right_Q] - 2,
+        )
         return clusters.union(clusters.heads(cluster_Q), *clusters.shrunk(*ends, open_Q))
 
 

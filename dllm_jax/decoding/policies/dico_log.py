@@ -34,9 +34,12 @@ class PhaseLog:
         """The log before the first forward, with a trace of at most so many (0: none)."""
         shape = (forwards, block_length)
         trace = Forward(
-            phase=jnp.zeros(forwards, jnp.int8), start=jnp.zeros(forwards, jnp.int32),
-            seed_Q=jnp.zeros(shape, jnp.int16), before_Q=jnp.zeros(shape, bool), after_Q=jnp.zeros(shape, bool),
-        )  # fmt: skip
+            phase=jnp.zeros(forwards, jnp.int8),
+            start=jnp.zeros(forwards, jnp.int32),
+            seed_Q=jnp.zeros(shape, jnp.int16),
+            before_Q=jnp.zeros(shape, bool),
+            after_Q=jnp.zeros(shape, bool),
+        )
         return cls(jnp.zeros(len(PHASES), jnp.int32), trace if forwards else None)
 
     def add(self, forward: Forward, *, nfe: Int[Array, ""]) -> "PhaseLog":

@@ -40,9 +40,10 @@ class FitSettings:
     eval_every: int = setting(10, "epochs between two measurements; the best measured parameters are kept")
     checkpoint_every: int = setting(500, "epochs between two checkpoints, from which an interrupted run continues")
     positions: str = setting(
-        "all", "positions of a block that the loss counts: also committed ones (as released), or masked ones only",
+        "all",
+        "positions of a block that the loss counts: also committed ones (as released), or masked ones only",
         choices=POSITIONS,
-    )  # fmt: skip
+    )
     cut_copies: int = setting(
         1,
         "further copies of every record, each cut at a random position as the stop rule eot cuts a block (released: 0)",
@@ -91,9 +92,10 @@ class FilterDataSettings:
         "", "folder of the records, to fit other filters to them later (default: in the folder of the run)"
     )
     eval_path: str = setting(
-        "", "JSONL file of the prompts to report on (default: the bundled ones, or the test share of data.path)",
+        "",
+        "JSONL file of the prompts to report on (default: the bundled ones, or the test share of data.path)",
         filled=True,
-    )  # fmt: skip
+    )
     eval_prompts: int = setting(100, "prompts to report on; 0: no report")
 
 

@@ -88,9 +88,13 @@ class Fitter:
     def _init(self) -> FitState:
         params = nnx.state(self._module())
         return FitState(
-            epoch=jnp.int32(0), params=params, opt_state=self.optimizer.init(params),
-            best_epoch=jnp.int32(0), best_loss=jnp.float32(jnp.inf), best_params=jax.tree.map(jnp.copy, params),
-        )  # fmt: skip
+            epoch=jnp.int32(0),
+            params=params,
+            opt_state=self.optimizer.init(params),
+            best_epoch=jnp.int32(0),
+            best_loss=jnp.float32(jnp.inf),
+            best_params=jax.tree.map(jnp.copy, params),
+        )
 
     def _advance(
         self, state: FitState, training: Examples, validation: Examples, epochs: Int[Array, ""]
@@ -111,10 +115,13 @@ class Fitter:
             return jax.tree.map(functools.partial(jnp.where, better), new, old)
 
         after = FitState(
-            epoch=done, params=params, opt_state=opt_state,
-            best_epoch=best(done, state.best_epoch), best_loss=best(losses[1], state.best_loss),
+            epoch=done,
+            params=params,
+            opt_state=opt_state,
+            best_epoch=best(done, state.best_epoch),
+            best_loss=best(losses[1], state.best_loss),
             best_params=best(params, state.best_params),
-        )  # fmt: skip
+        )
         return after, losses
 
 

@@ -52,9 +52,10 @@ def plot_quality(path: Path, quality: Mapping[str, Any]) -> None:
         acceptances = quality[name]["acceptances"]
         error = quality[name]["calibration"]["expected_error"]
         calibrated.plot(
-            _values(bins, "mean_score"), _values(bins, "correct_share"),
+            _values(bins, "mean_score"),
+            _values(bins, "correct_share"),
             **{**style, "label": f"{style['label']}, expected error {error:.3f}"},
-        )  # fmt: skip
+        )
         tau, coverage, wrong = (_values(acceptances, key) for key in ("tau", "coverage", "false_positive_rate"))
         over_tau.plot(tau, coverage, **{**style, "label": f"{style['label']}: coverage"})
         over_tau.plot(tau, wrong, **{**style, "label": f"{style['label']}: false positives", "linestyle": "--"})

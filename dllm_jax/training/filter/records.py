@@ -19,9 +19,13 @@ from dllm_jax.training.filter.config import MIN_PROMPTS
 IDENTITY = "records.json"
 HELD_OUT_SHARE = 0.1  # of the prompts: once for validation, once for the test
 DTYPES = {
-    "confidence_RQ": "float32", "correct_RQ": "bool", "masked_RQ": "bool",
-    "prompt_R": "int32", "block_R": "int32", "step_R": "int32",
-}  # fmt: skip
+    "confidence_RQ": "float32",
+    "correct_RQ": "bool",
+    "masked_RQ": "bool",
+    "prompt_R": "int32",
+    "block_R": "int32",
+    "step_R": "int32",
+}
 
 
 class Records(NamedTuple):

@@ -24,9 +24,14 @@ Row = dict[str, Any]
 
 
 def compare(
-    model: Model, filter_: Filter, held_out: HeldOutPrompts, *, config: Config, report: ReportSettings,
+    model: Model,
+    filter_: Filter,
+    held_out: HeldOutPrompts,
+    *,
+    config: Config,
+    report: ReportSettings,
     end_ids: tuple[int, ...],
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Decodes the prompts by every policy.
 
     Args:
@@ -63,9 +68,12 @@ def table(rows: list[Row]) -> Table:
     """The rows for a reader."""
     shown = Table("Policy", box=box.SIMPLE_HEAD)
     titles = {
-        "accuracy": "Accuracy", "agreement": "As one by one", "tokens_per_forward": "TPF", "nfe": "NFE",
+        "accuracy": "Accuracy",
+        "agreement": "As one by one",
+        "tokens_per_forward": "TPF",
+        "nfe": "NFE",
         "forwards_per_block": "Forwards per block",
-    }  # fmt: skip
+    }
     for title in titles.values():
         shown.add_column(title, justify="right")
     for row in rows:

@@ -96,9 +96,12 @@ def _train(
 
     prompts = hashlib.sha256(repr(questions.tokens).encode()).hexdigest()
     collected = collect(
-        decoder, questions.tokens, folder=records, identity=_of_records(identity) | {"prompts": prompts},
+        decoder,
+        questions.tokens,
+        folder=records,
+        identity=_of_records(identity) | {"prompts": prompts},
         overwrite=config.output.overwrite,
-    )  # fmt: skip
+    )
     seconds["collect"] = time.perf_counter() - start - sum(seconds.values())
     parts = split(collected, seed=config.fit.seed)
     network = FilterConfig(collected.block_length, **dataclasses.asdict(config.network))
@@ -109,9 +112,13 @@ def _train(
     comparison = []
     if held_out.prompts:
         comparison = compare(
-            decoder.model, fitted.filter, held_out, config=config.decoding(), report=config.report,
+            decoder.model,
+            fitted.filter,
+            held_out,
+            config=config.decoding(),
+            report=config.report,
             end_ids=decoder.end_ids,
-        )  # fmt: skip
+        )
     seconds["report"] = time.perf_counter() - start - sum(seconds.values())
     metrics = {
         "comparison": comparison,

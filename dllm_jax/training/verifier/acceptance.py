@@ -34,9 +34,16 @@ class HeldOut:
     """
 
     def __init__(
-        self, trainer: Trainer, samples: Sequence[Sample], *, model: Model, config: Config, codec: TextCodec,
-        end_ids: tuple[int, ...], length: int,
-    ) -> None:  # fmt: skip
+        self,
+        trainer: Trainer,
+        samples: Sequence[Sample],
+        *,
+        model: Model,
+        config: Config,
+        codec: TextCodec,
+        end_ids: tuple[int, ...],
+        length: int,
+    ) -> None:
         self.trainer, self.samples, self.model, self.config = trainer, samples, model, config
         self.end_ids, self.length = end_ids, length
         tokens = [sample.example.tokens[: sample.example.prompt_length].tolist() for sample in samples]

@@ -67,9 +67,14 @@ class Corpus:
         return training, held_out
 
     def _encode(
-        self, prompts: Sequence[Prompt], answers: Sequence[list[int] | None], *, bad: BadLines, codec: TextCodec,
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[list[int] | None],
+        *,
+        bad: BadLines,
+        codec: TextCodec,
         end_id: int,
-    ) -> list[Sample]:  # fmt: skip
+    ) -> list[Sample]:
         encoded = []
         pairs = zip(prompts, answers, strict=True)
         for prompt, answer in rich.progress.track(pairs, "encoding", total=len(prompts), **for_people()):

@@ -77,16 +77,25 @@ def _train(
     teacher, training, held_out = read(config, corpus, mesh)
     trainer = Trainer(
         verifier_shape(config.network, teacher.model.config, end_ids=teacher.end_ids),
-        config.train, mesh=mesh, dtype=teacher.model.dtype,
-    )  # fmt: skip
+        config.train,
+        mesh=mesh,
+        dtype=teacher.model.dtype,
+    )
     evaluate = HeldOut(
-        trainer, held_out, model=teacher.model, config=config.acceptance(), codec=teacher.codec,
-        end_ids=teacher.end_ids, length=config.data.length,
-    )  # fmt: skip
+        trainer,
+        held_out,
+        model=teacher.model,
+        config=config.acceptance(),
+        codec=teacher.codec,
+        end_ids=teacher.end_ids,
+        length=config.data.length,
+    )
     batches = training_batches(
-        [sample.example for sample in training], length=config.data.length, batch_size=config.train.batch_size,
+        [sample.example for sample in training],
+        length=config.data.length,
+        batch_size=config.train.batch_size,
         seed=config.train.seed,
-    )  # fmt: skip
+    )
     identity = {**identity, **_answers(config)}
     hosts.meet()
     run.open(identity)

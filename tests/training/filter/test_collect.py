@@ -47,8 +47,10 @@ def test_records_are_the_references(case: Case, golden) -> None:
     records = replay(decoder, prompts, answers.tokens_BG, rows=[5, 6, 7])
     expected = Records(
         *(case.arrays[name] for name in ("confidence", "is_correct", "was_masked")),
-        np.full(len(case.arrays["block"]), 6), case.arrays["block"], case.arrays["step"],
-    )  # fmt: skip
+        np.full(len(case.arrays["block"]), 6),
+        case.arrays["block"],
+        case.arrays["step"],
+    )
     assert_same(of_prompt(records, 6), expected)
     alone = [(records.prompt_R == row).sum() for row in (5, 6, 7)]
     assert len(set(alone)) > 1  # the rows really needed different numbers of forwards

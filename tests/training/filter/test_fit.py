@@ -33,9 +33,12 @@ SETTINGS = FitSettings(epochs=55, learning_rate=0.01, eval_every=10, checkpoint_
 PARTS = split(synthetic(prompts=20, steps=40), seed=0)
 # A few records learnt by heart: the loss of the others soon rises.
 OVERFIT: dict[str, Any] = {
-    "training": PARTS.training.take(np.arange(12)), "epochs": 2000, "learning_rate": 0.05, "patience": 30,
+    "training": PARTS.training.take(np.arange(12)),
+    "epochs": 2000,
+    "learning_rate": 0.05,
+    "patience": 30,
     "checkpoint_every": 1000,
-}  # fmt: skip
+}
 Fit = Callable[..., Fitted]
 
 

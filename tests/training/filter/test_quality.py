@@ -55,8 +55,12 @@ def test_acceptances_by_hand(linear: Filter) -> None:
         {"tau": 0.9, "false_positive_rate": 1 / 3, "error_rate": 1 / 2, "coverage": 2 / 5, "recall": 1 / 2}
     )
     assert at(measured["threshold"], 0.98) == {
-        "tau": 0.98, "false_positive_rate": 0.0, "error_rate": None, "coverage": 0.0, "recall": 0.0
-    }  # fmt: skip
+        "tau": 0.98,
+        "false_positive_rate": 0.0,
+        "error_rate": None,
+        "coverage": 0.0,
+        "recall": 0.0,
+    }
     assert [entry["tau"] for entry in measured["filter"]["acceptances"]] == list(THRESHOLDS)
     assert json.loads(json.dumps(measured, allow_nan=False)) == measured
 

@@ -22,9 +22,16 @@ from train.filter import main
 
 ROOT = Path(__file__).parents[3]
 FLAGS = (
-    "data.prompts=9", "data.eval_prompts=4", "decode.gen_length=16", "decode.block_length=8", "decode.batch_size=4",
-    "fit.epochs=40", "fit.checkpoint_every=10", "report.thresholds=0.5", "mesh.data=1",
-)  # fmt: skip
+    "data.prompts=9",
+    "data.eval_prompts=4",
+    "decode.gen_length=16",
+    "decode.block_length=8",
+    "decode.batch_size=4",
+    "fit.epochs=40",
+    "fit.checkpoint_every=10",
+    "report.thresholds=0.5",
+    "mesh.data=1",
+)
 Run = Callable[..., int]
 
 
@@ -64,8 +71,13 @@ def test_it_exports_what_it_measured(
     assert "oracle" in capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text())
     assert [row["policy"] for row in metrics["comparison"]] == [
-        "low_confidence", "threshold 0.5", "factor 1.0", "learn2pd 0.96", "learn2pd 0.96 + eot", "oracle",
-    ]  # fmt: skip
+        "low_confidence",
+        "threshold 0.5",
+        "factor 1.0",
+        "learn2pd 0.96",
+        "learn2pd 0.96 + eot",
+        "oracle",
+    ]
     first, *others, oracle = metrics["comparison"]
     assert first["agreement"] == oracle["agreement"] == 1
     assert first["nfe"] == 16
@@ -125,9 +137,13 @@ def test_records_are_kept_for_other_filters(run: Run, tmp_path: Path, monkeypatc
     deeper = ("network.num_layers=3", "network.width=5", f"output.path={tmp_path / 'deeper'}")
     assert run(kept, "data.eval_prompts=0", *deeper) == 0
     assert {name: array.shape for name, array in arrays(tmp_path / "deeper").items()} == {
-        "linear1.weight": (5, 8), "linear1.bias": (5,), "linear2.weight": (5, 5), "linear2.bias": (5,),
-        "linear3.weight": (8, 5), "linear3.bias": (8,),
-    }  # fmt: skip
+        "linear1.weight": (5, 8),
+        "linear1.bias": (5,),
+        "linear2.weight": (5, 5),
+        "linear2.bias": (5,),
+        "linear3.weight": (8, 5),
+        "linear3.bias": (8,),
+    }
 
 
 def test_a_finished_run_says_so_and_other_weights_are_refused(

@@ -66,10 +66,10 @@ def test_it_exports_what_it_measured(
 ) -> None:
     exported = []
     monkeypatch.setattr(
-        module, "export", lambda model, *args, export=module.export, **kwargs: (
-            exported.append(model), export(model, *args, **kwargs)
-        )
-    )  # fmt: skip
+        module,
+        "export",
+        lambda model, *args, export=module.export, **kwargs: (exported.append(model), export(model, *args, **kwargs)),
+    )
     assert execute() == 0
     out, err = capsys.readouterr()
     assert "tokens accepted per forward" in out
@@ -88,8 +88,12 @@ def test_it_exports_what_it_measured(
     measured = {"loss", "token_accuracy", "accepted_per_forward", "tokens_per_forward", "accuracy", "accuracy_sort"}
     assert measured <= set(metrics)
     assert [(line["step"], line["group"]) for line in lines(training)] == [
-        (2, "train"), (4, "train"), (4, "held_out"), (6, "train"), (6, "held_out"),
-    ]  # fmt: skip
+        (2, "train"),
+        (4, "train"),
+        (4, "held_out"),
+        (6, "train"),
+        (6, "held_out"),
+    ]
     assert lines(training)[-1]["token_accuracy"] == metrics["token_accuracy"]
 
 
@@ -119,9 +123,12 @@ def test_an_interrupted_run_ends_with_the_same_bits(
 
 @pytest.mark.usefixtures("no_decoding")
 def test_an_interrupted_run_with_other_settings_is_refused(
-    execute: Execute, refused: Refused, stop_after: Callable[[int | None], None], tmp_path: Path,
+    execute: Execute,
+    refused: Refused,
+    stop_after: Callable[[int | None], None],
+    tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     stop_after(3)
     with pytest.raises(RuntimeError):
         execute()
@@ -145,9 +152,14 @@ def test_a_finished_verifier_is_replaced_only_if_told(execute: Execute, refused:
 
 @pytest.mark.usefixtures("no_decoding")
 def test_a_finished_run_says_so_and_other_weights_are_refused(
-    execute: Execute, refused: Refused, stop_after: Callable[[int | None], None], teacher: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    execute: Execute,
+    refused: Refused,
+    stop_after: Callable[[int | None], None],
+    teacher: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     copy = Path(shutil.copytree(teacher, tmp_path / "copy"))
     model = f"model.path={copy}"
     assert execute(model) == 0
@@ -261,8 +273,9 @@ def test_help_and_missing_packages_need_no_jax() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (
-        0, "error: packages: expected those of pip install 'dllm_jax[train]', got no grain\n"
-    )  # fmt: skip
+        0,
+        "error: packages: expected those of pip install 'dllm_jax[train]', got no grain\n",
+    )
     assert "--config.train.*" in done.stdout
 
 
