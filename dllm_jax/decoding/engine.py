@@ -75,6 +75,9 @@ class Engine:
     canvases: tuple[Geometry, ...] = struct.field(pytree_node=False)
     cache: CacheStrategy = struct.field(pytree_node=False)
     mask_id: int = struct.field(pytree_node=False)
+    # Classes of policy, blocks and stop rule. JAX takes two dataclasses with as many fields for the same structure,
+    # whatever their classes, and with it (if their hashes are alike in a few bits) one's program for the other's.
+    kinds: tuple[type, ...] = struct.field(pytree_node=False)
 
     @property
     def geometry(self) -> Geometry:

@@ -165,6 +165,7 @@ class Decoder:
             canvases=canvases,
             cache=self.cache,
             mask_id=self.mask_id,
+            kinds=tuple(map(type, (self.policy, self.blocks, self.stop))),
         )
 
     def _prepare(self, engine: Engine, *, rows: int) -> None:

@@ -1,6 +1,7 @@
 """The parallel decoders beyond the recorded runs: rows of a batch, both loops, one program for all numbers, ends."""
 
 import dataclasses
+import itertools
 import functools
 from typing import Any
 
@@ -156,6 +157,14 @@ def test_a_sweep_over_any_number_is_one_program(policy: str) -> None:
         other = (not value) if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 0.9 + 0.01
         changed = dataclasses.replace(before, **{policy: dataclasses.replace(section, **{field.name: other})})
         assert program(changed) == program(before), field.name
+
+
+def test_policies_with_as_many_numbers_are_several_programs() -> None:
+    one_number = ("factor", "frechet", "eb", "entropy_threshold")
+    engines = [Decoder(model("llada-tiny"), config(policy)).engine(20) for policy in one_number]
+    assert all(len(jax.tree.leaves(engine.policy)) == 1 for engine in engines)
+    for one, other in itertools.combinations(map(jax.tree.structure, engines), 2):
+        assert one != other
 
 
 def test_numbers_of_blocks_and_stop_rules_are_no_part_of_the_program() -> None:
