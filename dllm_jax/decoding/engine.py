@@ -58,6 +58,20 @@ class Forward(NamedTuple):
         return self.hidden.shape[1] + (0 if self.shadow is None else self.shadow.shape[1])
 
 
+def classes(part: Any) -> tuple[type, ...]:
+    """The classes of a dataclass and of those inside it, in order.
+
+    JAX takes two dataclasses with as many fields for the same structure, whatever their classes, and with it, if their
+    hashes are alike in a few bits, the program of one for that of the other.
+    """
+    if dataclasses.is_dataclass(part):
+        inner = [getattr(part, field.name) for field in dataclasses.fields(part)]
+        return (type(part), *(kind for each in inner for kind in classes(each)))
+    if isinstance(part, tuple | list):
+        return tuple(kind for each in part for kind in classes(each))
+    return ()
+
+
 @struct.dataclass
 class Engine:
     """A decode's parts, as one pytree: an argument of the compiled program, where the model is put together."""
@@ -75,9 +89,7 @@ class Engine:
     canvases: tuple[Geometry, ...] = struct.field(pytree_node=False)
     cache: CacheStrategy = struct.field(pytree_node=False)
     mask_id: int = struct.field(pytree_node=False)
-    # Classes of policy, blocks and stop rule. JAX takes two dataclasses with as many fields for the same structure,
-    # whatever their classes, and with it (if their hashes are alike in a few bits) one's program for the other's.
-    kinds: tuple[type, ...] = struct.field(pytree_node=False)
+    kinds: tuple[type, ...] = struct.field(pytree_node=False)  # `classes` of policy, blocks, stop rule and noise
 
     @property
     def geometry(self) -> Geometry:

@@ -19,7 +19,7 @@ from dllm_jax.decoding.build import build_blocks, build_cache, build_stop
 from dllm_jax.decoding.caching import CacheStrategy, shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
 from dllm_jax.decoding.driver import decode
-from dllm_jax.decoding.engine import Engine
+from dllm_jax.decoding.engine import Engine, classes
 from dllm_jax.decoding.policies.base import Parts
 from dllm_jax.decoding.policies.build import RECIPES, checked
 from dllm_jax.decoding.prediction import Sampler
@@ -165,7 +165,7 @@ class Decoder:
             canvases=canvases,
             cache=self.cache,
             mask_id=self.mask_id,
-            kinds=tuple(map(type, (self.policy, self.blocks, self.stop))),
+            kinds=classes((self.policy, self.blocks, self.stop, self.noise)),
         )
 
     def _prepare(self, engine: Engine, *, rows: int) -> None:

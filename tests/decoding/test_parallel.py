@@ -1,17 +1,19 @@
 """The parallel decoders beyond the recorded runs: rows of a batch, both loops, one program for all numbers, ends."""
 
 import dataclasses
-import itertools
 import functools
+import itertools
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import struct
 
 from dllm_jax import load_model
 from dllm_jax.config import Config, from_config_dict, to_config_dict
 from dllm_jax.decoding import driver
+from dllm_jax.decoding.engine import classes
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
@@ -165,6 +167,21 @@ def test_policies_with_as_many_numbers_are_several_programs() -> None:
     assert all(len(jax.tree.leaves(engine.policy)) == 1 for engine in engines)
     for one, other in itertools.combinations(map(jax.tree.structure, engines), 2):
         assert one != other
+
+
+def test_classes_inside_a_policy_count() -> None:
+    """As those of the ways to choose DiCo's seeds, with as many numbers each."""
+
+    @struct.dataclass
+    class One:
+        number: float
+
+    @struct.dataclass
+    class Other:
+        number: float
+
+    assert classes((One(1.0), ())) == (One,)
+    assert classes(One(Other(2.0))) == (One, Other)
 
 
 def test_numbers_of_blocks_and_stop_rules_are_no_part_of_the_program() -> None:
