@@ -66,6 +66,8 @@ EACH_ONCE = [  # policy, cache, blocks, checkpoint: every policy, cache and kind
     ("wino", "none", "aligned", "dico-dream-smooth"),
     ("entropy_threshold", "none", "pipelined", "dico-dream-smooth"),
 ]
+IN_SHORT = 5  # of these in the default tier
+MOSTLY_SLOW = [*EACH_ONCE[:IN_SHORT], *(pytest.param(*case, marks=pytest.mark.slow) for case in EACH_ONCE[IN_SHORT:])]
 FIELDS = ("tokens_BG", "commit_step_BG", "nfe_B", "end_B")
 
 
@@ -88,7 +90,7 @@ def config(policy: str, cache: str = "none", blocks: str = "aligned", **given: A
     return from_config_dict(values)
 
 
-@pytest.mark.parametrize(("policy", "cache", "blocks", "checkpoint"), EACH_ONCE)
+@pytest.mark.parametrize(("policy", "cache", "blocks", "checkpoint"), MOSTLY_SLOW)
 def test_rows_of_a_batch_are_their_single_runs(policy: str, cache: str, blocks: str, checkpoint: str) -> None:
     decode = decoder(policy, cache, blocks, checkpoint)
     batch = decode(PROMPTS)
@@ -102,7 +104,7 @@ def test_rows_of_a_batch_are_their_single_runs(policy: str, cache: str, blocks: 
     assert MASK not in batch.tokens_BG
 
 
-@pytest.mark.parametrize(("policy", "cache", "blocks", "checkpoint"), EACH_ONCE)
+@pytest.mark.parametrize(("policy", "cache", "blocks", "checkpoint"), MOSTLY_SLOW)
 def test_the_compiled_loop_is_the_python_loop(policy: str, cache: str, blocks: str, checkpoint: str) -> None:
     decode = decoder(policy, cache, blocks, checkpoint)
     engine = decode.engine(max(map(len, PROMPTS)))
