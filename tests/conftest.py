@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 # Most of a test's time is compiling small programs: LLVM optimises them less here. What is computed stays the same.
@@ -48,6 +48,13 @@ def pytest_runtest_makereport(
         told = f"{dllm_jax.__file__}, {SOURCE} when imported, {source_digest()} now, jax {jax.__version__}"
         report.sections.append(("source", told))
     return report
+
+
+@pytest.fixture(scope="module", autouse=True)
+def released() -> Iterator[None]:
+    """Programs leave memory behind the module that compiled them: XLA crashed in processes that kept a thousand."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture
