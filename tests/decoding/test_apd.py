@@ -107,11 +107,12 @@ def spans_of(strategy: WindowCache, geometry: Geometry, cursors_S: np.ndarray) -
     """The spans of a row before each of its steps, as those of a batch; of one shape for all examples."""
     columns, steps = np.arange(LONGEST_PROMPT + 2 * LONGEST), np.arange(LONGEST + 1)
     step_L = np.searchsorted(cursors_S, columns, side="right") % len(cursors_S)  # that commits a column; 0: none
+    row_B = jnp.asarray(steps)
     state = DecodeState.start(
-        jnp.zeros((len(steps), len(columns)), int), pad_B=0 * steps, row_B=steps, live_B=steps >= 0, geometry=geometry
+        jnp.zeros((len(steps), len(columns)), int), pad_B=0 * row_B, row_B=row_B, live_B=row_B >= 0, geometry=geometry
     )
     done_SL = np.where(step_L <= steps[:, None], step_L, 0)
-    state = dataclasses.replace(state, commit_step_BL=jnp.asarray(done_SL), nfe_B=jnp.asarray(steps))
+    state = dataclasses.replace(state, commit_step_BL=jnp.asarray(done_SL), nfe_B=row_B)
     masked_BL = (state.commit_step_BL == 0) & canvas.between(state.block_end_B, state.end_B, columns=len(columns))
     blocks = Sliding(strategy.lookahead)
     start_B, end_B = blocks.begin(state, masked_BL, geometry)
