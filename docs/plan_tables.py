@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from dllm_jax.bench.plan import PARTS
 from dllm_jax.bench.report import markdown_table
 from dllm_jax.checkpoints.filters import save_filter
 from dllm_jax.models import qwen2
@@ -143,7 +144,7 @@ def fits(folder: Path) -> None:
             more = (f"decode.batch_size={batch}", f"model.quantize={quantize}")
             made = plan(folder, model, DECODES[0], topology, *more)
             (program,) = made["programs"]
-            sizes = [program[part] for part in ("argument_bytes", "temp_bytes", "output_bytes", "code_bytes")]
+            sizes = [program[part] for part in PARTS]
             total = "too much" if None in sizes else f"{sum(sizes) / GIB:.1f}"
             cells.append(f"{total} on {_mesh(made)}" if made["fits"] else f"no ({total})")
         table.add_row(name, model, *cells)

@@ -5,7 +5,7 @@ from typing import Any
 from dllm_jax.chips import GPUS
 from dllm_jax.config import Config
 from dllm_jax.errors import UsageError
-from dllm_jax.placement import MARGIN, Shapes, abstract_mesh, footprint
+from dllm_jax.placement import Shapes, abstract_mesh, footprint
 from dllm_jax.settings import numbers
 
 
@@ -30,7 +30,7 @@ def estimate(config: Config) -> dict[str, Any]:
     for length in numbers("plan.prompt_length", config.plan.prompt_length):
         needed = footprint(config, shapes, mesh, prompt_length=length)
         fits &= needed.fits(usable)
-        rest = int(MARGIN * (needed.cache + needed.temporaries))
+        rest = needed.total - needed.weights
         sizes = {"argument_bytes": needed.weights, "temp_bytes": rest, "output_bytes": 0, "code_bytes": 0}
         programs.append({"prompt_length": length, "compile_seconds": None, **sizes, "loops": {}})
     return {

@@ -22,8 +22,6 @@ from dllm_jax.models.model import Model, abstract_model
 from dllm_jax.models.quantize import quantized
 from dllm_jax.models.transformer import TransformerConfig
 
-Parameters = dict[str, jax.Array]
-
 
 class Assembly:
     """The parameters of a model that is being read.

@@ -1,4 +1,4 @@
-"""Keys and values of one layer, and the one way they are written."""
+"""Keys and values, of one layer or of all, and the one way they are written."""
 
 import jax
 import jax.numpy as jnp
@@ -107,13 +107,3 @@ def widened(cache: Cache, *, columns: int) -> Cache:
 def columns_of(cache: Cache) -> int:
     """Columns of a cache."""
     return jax.tree.leaves(cache)[0].shape[-3]
-
-
-def causal_mask(columns_BT: Int[Array, "#B T"], *, keys: int) -> Bool[Array, "#B 1 T S"]:
-    """True where a key is not behind the query.
-
-    Args:
-        columns_BT: column of every query among the keys, not its position: left padding counts.
-        keys: S, columns of the cache (or of the tokens, without one).
-    """
-    return (jnp.arange(keys)[None, None, :] <= columns_BT[:, :, None])[:, None]

@@ -69,13 +69,13 @@ def _told(forward: Forward) -> dict[str, Any]:
     return {
         "phase": PHASES[int(forward.phase)],
         "seeds": (seeds + forward.start).tolist(),
-        "clusters_before": _borders(forward.before_Q, forward.start),
-        "clusters_after": _borders(forward.after_Q, forward.start),
+        "clusters_before": _borders(np.asarray(forward.before_Q), int(forward.start)),
+        "clusters_after": _borders(np.asarray(forward.after_Q), int(forward.start)),
     }
 
 
-def _borders(cluster_Q: Bool[Array, "Q"], start: Int[Array, ""]) -> list[list[int]]:
+def _borders(cluster_Q: Bool[np.ndarray, "Q"], start: int) -> list[list[int]]:
     """First and last position of every cluster."""
     edges = np.diff(cluster_Q.astype(np.int8), prepend=0, append=0)
     first, behind = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
-    return (np.stack([first, behind - 1], axis=1) + int(start)).tolist()
+    return (np.stack([first, behind - 1], axis=1) + start).tolist()
