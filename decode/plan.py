@@ -19,6 +19,7 @@ import sys
 from rich.console import Console
 
 from dllm_jax import cli, hosts
+from dllm_jax.chips import GPUS
 from dllm_jax.config import Config
 from dllm_jax.data.outputs import check_writable, replace_file
 
@@ -34,7 +35,8 @@ _COMPILE_ONLY = {
 def main(config: Config) -> int:
     """Plans, prints tables and writes the numbers; returns 1 if the decode does not fit."""
     if config.plan.topology:
-        cli.require("libtpu", extra="tpu")
+        if config.plan.topology not in GPUS:
+            cli.require("libtpu", extra="tpu")
         for name, value in _COMPILE_ONLY.items():
             os.environ.setdefault(name, value)
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # compile seconds are those of compiling
