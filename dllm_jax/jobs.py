@@ -188,10 +188,10 @@ def decode(job: Job) -> JobResult:
     iterations, columns, timing = 0, 0, Timing(0.0, 0.0, 0, 0)
     with rich.progress.Progress(**for_people()) as progress:
         bar = progress.add_task("decoding", total=len(job.prompts), completed=len(job.prompts) - len(pending))
-        for batch in job.decoder.batches([len(job.tokens[place]) for place in pending]):
+        indices = [job.prompts[place].index for place in pending]
+        for batch, result in job.decoder.stream([job.tokens[place] for place in pending], rows=indices):
             places = [pending[i] for i in batch]
             prompts = [job.prompts[place] for place in places]
-            result = job.decoder([job.tokens[place] for place in places], rows=[prompt.index for prompt in prompts])
             rows = {prompt.index: _row(prompt, result, i, job.codec) for i, prompt in enumerate(prompts)}
             if job.config.output.trace:
                 for i, place in enumerate(places):

@@ -4,8 +4,8 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,13 @@ from dllm_jax.settings import block_schedule, token_ids
 from dllm_jax.timing import CompileCount
 
 BATCH_SIZE = "decode.batch_size"  # the setting that memory goes with
+
+
+class Finished(NamedTuple):
+    """Prompts that are decoded."""
+
+    places: list[int]  # of the prompts in their sequence
+    result: DecodeResult  # of them, in that order
 
 
 class Decoder:
@@ -114,6 +121,29 @@ class Decoder:
         order = sorted(range(len(lengths)), key=lambda index: lengths[index])
         size = self.config.decode.batch_size
         return [order[at : at + size] for at in range(0, len(order), size)]
+
+    def stream(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        lengths: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+        halted: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Finished]:
+        """Decodes any number of prompts and hands them over as they are done.
+
+        Args:
+            prompts: token ids; a sequence that reads them when they are asked for is asked once for each.
+            lengths: of the prompts, if they are known.
+            rows: index of every prompt in the whole job, on which its random draws depend; default 0, 1, ...
+            halted: asked now and then; once it is true no more prompts are begun, those that are begun are finished.
+        """
+        lengths = [len(prompt) for prompt in prompts] if lengths is None else lengths
+        for batch in self.batches(lengths):
+            if halted():
+                return
+            indices = batch if rows is None else [rows[place] for place in batch]
+            yield Finished(batch, self([prompts[place] for place in batch], rows=indices))
 
     def __call__(self, prompts: Sequence[Sequence[int]], *, rows: Sequence[int] | None = None) -> DecodeResult:
         """Decodes one batch.
@@ -318,10 +348,10 @@ def finish(
 
 
 def decode_all(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> DecodeResult:
-    """Decodes any number of prompts, batch by batch, and returns them in the order given."""
-    batches = decoder.batches([len(prompt) for prompt in prompts])
-    results = [decoder([prompts[i] for i in batch], rows=batch) for batch in batches]
-    order = np.argsort(np.concatenate([np.asarray(batch, np.int64) for batch in batches]))
+    """Decodes any number of prompts and returns them in the order given."""
+    finished = list(decoder.stream(prompts))
+    results = [each.result for each in finished]
+    order = np.argsort([place for each in finished for place in each.places])
     reasons = [reason for result in results for reason in result.finish_reason]
     arrays = {
         field.name: np.concatenate([getattr(result, field.name) for result in results])[order]
