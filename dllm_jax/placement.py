@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, Mesh
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.load import dtype_on, resolve, tuned
 from dllm_jax.config import Config
-from dllm_jax.decoding.build import build_blocks, build_cache
+from dllm_jax.decoding.build import build_axes
 from dllm_jax.decoding.caching import shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length
 from dllm_jax.decoding.generate import length_multiple, with_slack
@@ -122,8 +122,8 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
         prompt_length, decode.gen_length, multiple=multiple, waste=decode.bucket_waste, most=most
     )
     geometry = Geometry(padded, decode.gen_length, block_schedule(decode)[0])
-    strategy = build_cache(config, logit_shift=model.logit_shift)
-    blocks, widths = build_blocks(config), strategy.widths(geometry)
+    blocks, strategy = build_axes(config, logit_shift=model.logit_shift)
+    widths = strategy.widths(geometry)
     columns = with_slack(geometry, strategy, blocks, multiple=key_multiple(platform)).columns
     split = batch_multiple(mesh)
     batch = -(-decode.batch_size // split)

@@ -97,9 +97,13 @@ class Blocks:
 
 @struct.dataclass
 class Aligned(Blocks):
-    """Block after block of a fixed grid."""
+    """Block after block of a fixed grid.
 
-    on_grid = True
+    Attributes:
+        on_grid: with a cache, all rows of a batch are in the same block; else each is in one of its own.
+    """
+
+    on_grid: bool = struct.field(pytree_node=False, default=True)
 
     def width(self, geometry: Geometry) -> int:
         """The block."""

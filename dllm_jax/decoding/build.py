@@ -1,5 +1,7 @@
 """From settings to the axes of a decode: blocks, cache, stop rule. Policies: `policies/build.py`."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 
 from dllm_jax.config import Config
@@ -10,8 +12,31 @@ from dllm_jax.decoding.stopping import Both, EndOfText, Settled, StopRule
 from dllm_jax.settings import block_schedule, token_ids
 
 
-def build_blocks(config: Config) -> Blocks:
+class Axes(NamedTuple):
+    """What decides which columns are open and which run."""
+
+    blocks: Blocks
+    cache: CacheStrategy
+
+
+def build_axes(config: Config, *, logit_shift: int, in_step: bool = True) -> Axes:
+    """The blocks and the cache strategy of the settings.
+
+    Args:
+        config: all settings.
+        logit_shift: the model makes its logits so many columns earlier.
+        in_step: all rows of a batch begin at the same time.
+    """
+    blocks = build_blocks(config, in_step=in_step)
+    return Axes(blocks, build_cache(config, blocks, logit_shift=logit_shift))
+
+
+def build_blocks(config: Config, *, in_step: bool = True) -> Blocks:
     """The open ranges that `decode.blocks` names.
+
+    Args:
+        config: all settings.
+        in_step: all rows of a batch begin at the same time.
 
     Raises:
         ValueError: an unknown name (refused earlier).
@@ -21,7 +46,7 @@ def build_blocks(config: Config) -> Blocks:
         return Sliding(lookahead(config))
     match decode.blocks:
         case "aligned":
-            return Aligned()
+            return Aligned(on_grid=in_step)
         case "sliding":
             return Sliding(block_length)
         case "growing":
@@ -34,13 +59,12 @@ def build_blocks(config: Config) -> Blocks:
     raise ValueError(f"no blocks {decode.blocks!r}")
 
 
-def build_cache(config: Config, *, logit_shift: int) -> CacheStrategy:
+def build_cache(config: Config, blocks: Blocks, *, logit_shift: int) -> CacheStrategy:
     """The cache strategy that `decode.cache` names, for a model whose logits are made `logit_shift` columns earlier."""
     decode, block_length = config.decode, block_schedule(config.decode)[0]
     if decode.policy == "apd":
         kv_window = config.apd.kv_window if decode.cache == "window" else 0
         return WindowCache(kv_window, lookahead(config))
-    blocks = build_blocks(config)
     width = blocks.width(Geometry(0, decode.gen_length, block_length))
     match decode.cache:
         case "prefix" | "dual":

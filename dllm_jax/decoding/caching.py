@@ -36,6 +36,7 @@ class CacheStrategy(Protocol):
     """Places the forwards of a decode. Hashable: a part of the program."""
 
     keeps_writes: bool  # what a slice writes is seen by slices of other widths
+    lasts: bool  # it serves a row to its end; else all rows of a batch wait for each other to make theirs afresh
 
     def widths(self, geometry: Geometry) -> tuple[int, ...]:
         """The widths that a cached step's slice may have, in ascending order; empty without cached steps."""
@@ -55,6 +56,7 @@ class NoCache:
     """Every step runs the whole canvas, and rows advance on their own."""
 
     keeps_writes = False
+    lasts = False
 
     def widths(self, geometry: Geometry) -> tuple[int, ...]:
         """No cached steps."""
@@ -94,6 +96,7 @@ class BlockCache:
     keeps_tail: bool = False
 
     keeps_writes = False  # a slice runs, and writes, all that it sees behind the block's start
+    lasts = False
 
     def widths(self, geometry: Geometry) -> tuple[int, ...]:
         """The block; with a prefix cache a few widths, evenly spread up to all of the generation."""
@@ -155,6 +158,7 @@ class SlidingCache:
     lead: int
 
     keeps_writes = True
+    lasts = False
 
     def widths(self, geometry: Geometry) -> tuple[int, ...]:
         """Room for the range, and for what it may have passed in one step; a few widths where it can be all."""
@@ -179,8 +183,9 @@ class SlidingCache:
         return Span(first_B, end_B=run_B, seen_B=state.end_B, run_B=run_B)
 
     def stale(self, state: DecodeState) -> Bool[Array, "B"]:
-        """After as many commits as a block has columns."""
-        return jnp.sum(state.commit_step_BL > state.cached_nfe_B[:, None], axis=1) >= self.block_length
+        """At first, and after as many commits as a block has columns."""
+        commits_B = jnp.sum(state.commit_step_BL > state.cached_nfe_B[:, None], axis=1)
+        return (state.nfe_B == 0) | (commits_B >= self.block_length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +204,7 @@ class WindowCache:
     lookahead: int
 
     keeps_writes = True
+    lasts = True
 
     def widths(self, geometry: Geometry) -> tuple[int, ...]:
         """Room for the window: W - 1, the a tokens accepted last, and the lookahead."""
@@ -218,8 +224,8 @@ class WindowCache:
         return Span(first_B, end_B=end_B, seen_B=end_B)
 
     def stale(self, state: DecodeState) -> Bool[Array, "B"]:
-        """Never."""
-        return jnp.zeros_like(state.live_B)
+        """At first; always without a window."""
+        return (state.nfe_B == 0) | (self.kv_window == 0)
 
     def _reach(self, geometry: Geometry) -> int:
         """The most that a row accepts in one step and looks ahead in the next."""

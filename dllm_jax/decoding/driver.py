@@ -17,6 +17,10 @@
 | where a row ends, and whether the rest of it is committed at once | stop | `stopping.py` |
 | everything that is written into the state | none: `stepping.step` | `stepping.py` |
 
+`decode` runs a batch from its prompts to its end. For `refilling.py` a loop ends as soon as enough rows are done, to go
+on with new prompts in their slots: between two trips of the outer loop, where caches are made afresh anyway; or, with a
+cache that lasts as long as its row, after any step.
+
 Every loop's condition reads two elements of the carry, the live rows and the count of forwards. The count bounds the
 loop; and with one element alone XLA's trip-count analysis on TPU follows it through the whole body without remembering
 where it has been: two layers were not compiled after 15 minutes, and are in 12 seconds so.
@@ -24,49 +28,79 @@ where it has been: two layers were not compiled after 15 minutes, and are in 12 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.engine import Carry, Engine
 from dllm_jax.decoding.policies.base import PolicyLog, Reported
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.decoding.stepping import cached_step, full_step
-from dllm_jax.models.cache import Cache, widened
+from dllm_jax.models.cache import Cache, of_rows, widened
+
+
+class Batch(NamedTuple):
+    """What the outer loop carries."""
+
+    carry: Carry
+    cache: Cache | None  # one that lasts as long as its row, if the loop may end before
 
 
 @jax.jit
 def decode(engine: Engine, state: DecodeState) -> DecodeState:
     """Runs a batch to its end: the whole generation as one compiled program."""
-
-    def run_on(geometry: Geometry) -> Callable[[Carry], Carry]:
-        return lambda carry: _trip(engine, carry, geometry)
-
-    def trip(carry: Carry) -> Carry:
-        end = jnp.max(jnp.where(carry.state.live_B, carry.state.end_B, 0))
-        shortest = jnp.sum(jnp.array([geometry.length for geometry in engine.canvases]) >= end) - 1
-        return jax.lax.switch(shortest, [run_on(geometry) for geometry in engine.canvases], carry)
-
-    def more(carry: Carry) -> Bool[Array, ""]:
-        return engine.unfinished(carry.state, carry.state.live_B)
-
-    state, policy_state = jax.lax.while_loop(more, trip, engine.start(state))
+    state, policy_state = run(engine, Batch(engine.start(state), None)).carry
     return dataclasses.replace(state, log=reported(policy_state))
 
 
-def _trip(engine: Engine, carry: Carry, geometry: Geometry) -> Carry:
+def run(engine: Engine, batch: Batch, *, fewest: Int[Array, ""] | None = None) -> Batch:
+    """The loop.
+
+    Args:
+        engine: the decode's parts.
+        batch: to go on with.
+        fewest: it ends when no more rows than these are live; None: when none is.
+    """
+
+    def more(batch: Batch) -> Bool[Array, ""]:
+        return _goes_on(engine, batch.carry.state, fewest)
+
+    def run_on(geometry: Geometry) -> Callable[[Batch], Batch]:
+        return lambda batch: _trip(engine, batch, geometry, fewest=fewest)
+
+    def trip(batch: Batch) -> Batch:
+        state = batch.carry.state
+        end = jnp.max(jnp.where(state.live_B, state.end_B, 0))
+        shortest = jnp.sum(jnp.array([geometry.length for geometry in engine.canvases]) >= end) - 1
+        return jax.lax.switch(shortest, [run_on(geometry) for geometry in engine.canvases], batch)
+
+    return jax.lax.while_loop(more, trip, batch)
+
+
+def _goes_on(engine: Engine, state: DecodeState, fewest: Int[Array, ""] | None) -> Bool[Array, ""]:
+    """Whether enough rows are live."""
+    unfinished = engine.unfinished(state, state.live_B)
+    return unfinished if fewest is None else unfinished & (state.live_B.sum() > fewest)
+
+
+def _trip(engine: Engine, batch: Batch, geometry: Geometry, *, fewest: Int[Array, ""] | None) -> Batch:
     """A trip of the outer loop: a full step, then cached steps until the cache serves no live row any more."""
-    carry, cache = full_step(engine, carry, length=geometry.length)
+    stale_B = engine.cache.stale(batch.carry.state)
+    carry, cache = full_step(engine, batch.carry, length=geometry.length)
     widths = engine.cache.widths(geometry)
     if not widths:
-        return carry
+        return Batch(carry, None)
     cache = widened(cache, columns=engine.geometry.columns)
+    lasting = batch.cache is not None
+    if batch.cache is not None:
+        cache = of_rows(engine.paired(stale_B), cache, batch.cache)
 
     def serves(state: DecodeState) -> Bool[Array, ""]:
-        return engine.unfinished(state, engine.served(state))
+        on = engine.unfinished(state, engine.served(state))
+        return on & _goes_on(engine, state, fewest) if lasting else on
 
     def cached_steps(place: int) -> Callable[[Carry, Cache], tuple[Carry, Cache]]:
         """Steps of one width, while it is the narrowest that will do."""
@@ -81,21 +115,23 @@ def _trip(engine: Engine, carry: Carry, geometry: Geometry) -> Carry:
         return lambda *loop: jax.lax.while_loop(more, body, loop)
 
     if len(widths) == 1:
-        return cached_steps(0)(carry, cache)[0]
+        carry, cache = cached_steps(0)(carry, cache)
+        return Batch(carry, cache if lasting else None)
     if engine.cache.keeps_writes:
         every_width = [cached_steps(place) for place in range(len(widths))]
-        return jax.lax.while_loop(
+        carry, cache = jax.lax.while_loop(
             lambda loop: serves(loop[0].state),
             lambda loop: jax.lax.switch(engine.narrowest(loop[0].state, widths), every_width, *loop),
             (carry, cache),
-        )[0]
+        )
+        return Batch(carry, cache if lasting else None)
 
     def narrowing(carry: Carry) -> Carry:
         # Steps run, and write, all that they see behind the block's start: at every width they begin with `cache`.
         without_cache = [lambda *loop, place=place: cached_steps(place)(*loop)[0] for place in range(len(widths))]
         return jax.lax.switch(engine.narrowest(carry.state, widths), without_cache, carry, cache)
 
-    return jax.lax.while_loop(lambda carry: serves(carry.state), narrowing, carry)
+    return Batch(jax.lax.while_loop(lambda carry: serves(carry.state), narrowing, carry), None)
 
 
 def reported(policy_state: Any) -> PolicyLog | None:

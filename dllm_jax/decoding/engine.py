@@ -166,7 +166,7 @@ class Engine:
         left = slots.width if self.blocks.fixed_slots and self.cache.widths(self.geometry) else shift
         hidden = jnp.pad(forward.hidden, ((0, 0), (left, slots.width), (0, 0)))
         offset = left + slots.first - shift - forward.first
-        hidden = canvas.take_columns(hidden, self._paired(offset), width=slots.width)
+        hidden = canvas.take_columns(hidden, self.paired(offset), width=slots.width)
         width = self.geometry.block_length
         if logits or slots.width <= width:
             return self._predict(state, hidden, slots)
@@ -215,11 +215,11 @@ class Engine:
         if self.sampler.guided:
             is_prompt = columns < self.geometry.prompt_length
             tokens_BT = paired(tokens_BT, jnp.where(is_prompt, self.mask_id, tokens_BT))
-        positions_BT = self._paired(canvas.positions(columns, state.pad_B))
-        real_BS = self._paired(canvas.between(state.pad_B, span.seen_B, columns=keys))
-        kept = None if span.run_B is None else self._paired(columns >= span.run_B[:, None])
+        positions_BT = self.paired(canvas.positions(columns, state.pad_B))
+        real_BS = self.paired(canvas.between(state.pad_B, span.seen_B, columns=keys))
+        kept = None if span.run_B is None else self.paired(columns >= span.run_B[:, None])
         hidden, cache = self.model(
-            tokens_BT, positions_BT, real_BS=real_BS, cache=cache, start=self._paired(span.first), kept_BT=kept
+            tokens_BT, positions_BT, real_BS=real_BS, cache=cache, start=self.paired(span.first), kept_BT=kept
         )
         return Forward(hidden, span.first), cache
 
@@ -236,16 +236,16 @@ class Engine:
             tokens_BT = paired(tokens_BT, jnp.where(is_prompt, self.mask_id, tokens_BT))
         hidden, cache, looks = self.model.watched(
             tokens_BT,
-            self._paired(canvas.positions(columns, state.pad_B)),
-            real_BS=self._paired(real_BT),
-            pattern_BTS=None if pattern_BTT is None else self._paired(pattern_BTT),
-            watch=Watch(self._paired(slots.first - shift), slots.width, wants.attention) if wants.attention else None,
+            self.paired(canvas.positions(columns, state.pad_B)),
+            real_BS=self.paired(real_BT),
+            pattern_BTS=None if pattern_BTT is None else self.paired(pattern_BTT),
+            watch=Watch(self.paired(slots.first - shift), slots.width, wants.attention) if wants.attention else None,
         )
         if looks is not None and self.sampler.guided:
             looks = jax.tree.map(lambda x: x[::2], looks)  # of the rows with their prompt
         shadow = hidden[:, length:] if wants.shadow else None
         return Forward(hidden[:, :length], jnp.int32(0), looks, shadow), cache
 
-    def _paired(self, x: Array) -> Array:
+    def paired(self, x: Array) -> Array:
         """Under guidance, every row of x twice: for its canvas and the promptless copy. A scalar holds for all rows."""
         return paired(x, x) if self.sampler.guided and jnp.ndim(x) else x

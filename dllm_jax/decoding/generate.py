@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,16 +15,18 @@ from dllm_jax import hosts
 from dllm_jax import mesh as meshes
 from dllm_jax.config import Config, validate
 from dllm_jax.decoding.blocks import Blocks
-from dllm_jax.decoding.build import build_blocks, build_cache, build_stop
+from dllm_jax.decoding.build import build_axes, build_stop
 from dllm_jax.decoding.caching import CacheStrategy, shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
-from dllm_jax.decoding.driver import decode
+from dllm_jax.decoding.driver import Batch, decode
 from dllm_jax.decoding.engine import Engine, classes
 from dllm_jax.decoding.policies.base import Parts
 from dllm_jax.decoding.policies.build import RECIPES, checked
 from dllm_jax.decoding.prediction import Sampler
+from dllm_jax.decoding.refilling import blank, refill
 from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
+from dllm_jax.decoding.streaming import Finished, stream
 from dllm_jax.errors import UsageError
 from dllm_jax.memory import bytes_per_device, check_fits, exhaustion_told, placed, plan_bytes
 from dllm_jax.models.attention import key_multiple
@@ -33,13 +35,6 @@ from dllm_jax.settings import block_schedule, token_ids
 from dllm_jax.timing import CompileCount
 
 BATCH_SIZE = "decode.batch_size"  # the setting that memory goes with
-
-
-class Finished(NamedTuple):
-    """Prompts that are decoded."""
-
-    places: list[int]  # of the prompts in their sequence
-    result: DecodeResult  # of them, in that order
 
 
 class Decoder:
@@ -74,8 +69,8 @@ class Decoder:
         limited = config.decode.compat == "reference" and config.decode.cache == "dual"
         self.block_limit = jnp.int32(steps_per_block) if limited else None
         self.noise: Noise = KeyedNoise(jax.random.key(config.decode.seed))
-        self.blocks = build_blocks(config)
-        self.cache = build_cache(config, logit_shift=model.config.logit_shift)
+        self.axes = build_axes(config, logit_shift=model.config.logit_shift)
+        self.axes_of_slots = build_axes(config, logit_shift=model.config.logit_shift, in_step=False)
         recipe = RECIPES[config.decode.policy]
         self.sampler = recipe.sampler(config, Sampler.from_settings(config.decode, model.config, end_ids=self.end_ids))
         self.policy = recipe.make(config, Parts(self.sampler, self.end_ids, self.mask_id, self.companions))
@@ -138,12 +133,7 @@ class Decoder:
             rows: index of every prompt in the whole job, on which its random draws depend; default 0, 1, ...
             halted: asked now and then; once it is true no more prompts are begun, those that are begun are finished.
         """
-        lengths = [len(prompt) for prompt in prompts] if lengths is None else lengths
-        for batch in self.batches(lengths):
-            if halted():
-                return
-            indices = batch if rows is None else [rows[place] for place in batch]
-            yield Finished(batch, self([prompts[place] for place in batch], rows=indices))
+        return stream(self, prompts, lengths=lengths, rows=rows, halted=halted)
 
     def __call__(self, prompts: Sequence[Sequence[int]], *, rows: Sequence[int] | None = None) -> DecodeResult:
         """Decodes one batch.
@@ -158,28 +148,34 @@ class Decoder:
         for prompt in prompts:
             self.check(prompt)
         engine = self.engine(max(map(len, prompts)))
-        with self.computing(), exhaustion_told(field=BATCH_SIZE, got=self.config.decode.batch_size):
-            begin, before = time.perf_counter(), CompileCount.now()
-            self._prepare(engine, rows=len(prompts))
-            compiled, made = time.perf_counter(), CompileCount.now() - before
+        with self.running():
+            compiled = self.prepare(engine, self.program, rows=len(prompts))
             state = self.start(prompts, range(len(prompts)) if rows is None else rows, engine.geometry)
             started = time.perf_counter()
             final = jax.block_until_ready(decode(engine, state))
-        timing = Timing(compiled - begin, time.perf_counter() - started, made.programs, made.cache_hits)
-        return self._result(hosts.fetch(final), engine.geometry, timing, rows=len(prompts))
+        timing = compiled + Timing(0.0, time.perf_counter() - started, 0, 0)
+        return self.result(hosts.fetch(final), engine.geometry, timing, slots=range(len(prompts)))
 
-    def engine(self, longest: int) -> Engine:
-        """The program's argument for a batch whose longest prompt has this many tokens."""
-        decode = self.config.decode
-        prompt_length = bucketed_prompt_length(
+    def prompt_length(self, longest: int) -> int:
+        """Columns for the prompts of a batch whose longest has this many tokens."""
+        return bucketed_prompt_length(
             longest,
-            decode.gen_length,
+            self.config.decode.gen_length,
             multiple=self.length_multiple,
-            waste=decode.bucket_waste,
+            waste=self.config.decode.bucket_waste,
             most=self.longest_prompt,
         )
-        geometry = Geometry(prompt_length, decode.gen_length, self.block_length)
-        geometry = with_slack(geometry, self.cache, self.blocks, multiple=self.key_multiple)
+
+    def engine(self, longest: int, *, in_step: bool = True) -> Engine:
+        """The program's argument for a batch.
+
+        Args:
+            longest: tokens of its longest prompt.
+            in_step: all its rows begin at the same time.
+        """
+        decode, axes = self.config.decode, self.axes if in_step else self.axes_of_slots
+        geometry = Geometry(self.prompt_length(longest), decode.gen_length, self.block_length)
+        geometry = with_slack(geometry, axes.cache, axes.blocks, multiple=self.key_multiple)
         # With a cache rows end in the block that they decode, which is then their last: no full forward follows.
         shrinks = "eot" in decode.stop and decode.cache == "none"
         canvases = shorter_canvases(geometry, multiple=self.length_multiple) if shrinks else (geometry,)
@@ -187,23 +183,35 @@ class Decoder:
             graphdef=self.model.graphdef,
             params=self.model.params,
             policy=self.policy,
-            blocks=self.blocks,
+            blocks=axes.blocks,
             sampler=self.sampler,
             noise=self.noise,
             stop=self.stop,
             block_limit=self.block_limit,
             canvases=canvases,
-            cache=self.cache,
+            cache=axes.cache,
             mask_id=self.mask_id,
-            kinds=classes((self.policy, self.blocks, self.stop, self.noise)),
+            kinds=classes((self.policy, axes.blocks, self.stop, self.noise)),
         )
 
-    def _prepare(self, engine: Engine, *, rows: int) -> None:
-        """Compiles the program of a batch, for the call to find it, unless an earlier batch had it."""
-        key = (jax.tree.structure(engine), self.batch(rows))
+    def prepare(self, engine: Engine, compiles: Callable[..., object], *, rows: int) -> Timing:
+        """Compiles a program, for its call to find it, unless that was done before.
+
+        Args:
+            engine: from `engine`.
+            compiles: `program`, or what compiles another one.
+            rows: prompts in the batch.
+
+        Returns:
+            What it took.
+        """
+        begin, before = time.perf_counter(), CompileCount.now()
+        key = (compiles, jax.tree.structure(engine), self.batch(rows))
         if key not in self._prepared:
-            self.program(engine, rows=rows)
+            compiles(engine, rows=rows)
             self._prepared.add(key)
+        made = CompileCount.now() - before
+        return Timing(time.perf_counter() - begin, 0.0, made.programs, made.cache_hits)
 
     def program(self, engine: Engine, *, rows: int) -> jax.stages.Compiled:
         """Compiles the program of a batch, of which nothing is allocated yet.
@@ -215,13 +223,48 @@ class Decoder:
         Raises:
             UsageError: the batch does not fit into memory.
         """
-        mesh, config, geometry = self.model.mesh, self.model.config, engine.geometry
-        state = self.state_shapes(geometry, rows=rows)
-        batch = len(state.live_B)
-        needed = bytes_per_device(state, jax.tree.map(lambda x: x.sharding, state))
-        hidden = batch // meshes.batch_multiple(mesh) * geometry.columns * config.embed_dim * self.model.dtype.itemsize
+        return self.compiled(engine, decode, self.state_shapes(engine.geometry, rows=rows))
+
+    def refill_program(self, engine: Engine, *, rows: int) -> jax.stages.Compiled:
+        """Compiles the program of a batch whose slots are refilled; as `program`."""
+        shapes = self.blank(engine, rows=rows), self.state_shapes(engine.geometry, rows=rows)
+        turn = jax.eval_shape(lambda: (jnp.zeros(self.batch(rows), bool), jnp.int32(0)))
+        return self.compiled(engine, refill, *shapes, *placed(turn, meshes.batch_shardings(turn, self.model.mesh)))
+
+    def blank(self, engine: Engine, *, rows: int) -> Batch:
+        """A batch without rows, as shapes on the mesh."""
+        return blank(engine, self.state_shapes(engine.geometry, rows=rows), self.model.mesh)
+
+    def turn(self, new: Sequence[int], fewest: int, *, rows: int) -> tuple[jax.Array, jax.Array]:
+        """The last arguments of `refill`, on the mesh.
+
+        Args:
+            new: slots.
+            fewest: live rows.
+            rows: prompts in the batch.
+        """
+        turn = jnp.asarray(np.isin(np.arange(self.batch(rows)), new)), jnp.int32(fewest)
+        return hosts.place(turn, meshes.batch_shardings(turn, self.model.mesh))
+
+    def compiled(self, engine: Engine, function: Any, *arguments: Any) -> jax.stages.Compiled:
+        """Compiles a function of an engine and other arguments, unless they cannot fit into memory.
+
+        Args:
+            engine: from `engine`.
+            function: jitted.
+            arguments: shapes on the mesh; the first array with an axis tells the rows of the batch.
+
+        Raises:
+            UsageError: the batch does not fit into memory.
+        """
+        mesh, config = self.model.mesh, self.model.config
+        shapes = jax.tree.leaves(arguments)
+        batch = next(x.shape[0] for x in shapes if x.ndim)
+        needed = bytes_per_device(shapes, [x.sharding for x in shapes])
+        rows, columns = batch // meshes.batch_multiple(mesh), engine.geometry.columns
+        hidden = rows * columns * config.embed_dim * self.model.dtype.itemsize
         check_fits(needed + hidden, mesh, field=BATCH_SIZE, got=batch)  # at least so much, before compiling
-        program = decode.lower(engine, state).compile()
+        program: jax.stages.Compiled = function.lower(engine, *arguments).compile()
         check_fits(needed + plan_bytes(program), mesh, field=BATCH_SIZE, got=batch)
         return program
 
@@ -244,18 +287,35 @@ class Decoder:
         multiple = meshes.batch_multiple(self.model.mesh)
         return -(-max(self.config.decode.batch_size, rows) // multiple) * multiple
 
-    def start(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], geometry: Geometry) -> DecodeState:
-        """The state of a batch on the mesh; idle rows repeat the first prompt."""
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        rows: Sequence[int],
+        geometry: Geometry,
+        *,
+        slots: Sequence[int] | None = None,
+    ) -> DecodeState:
+        """The state of a batch on the mesh; idle rows repeat the first prompt.
+
+        Args:
+            prompts: token ids, at least one prompt.
+            rows: index of every prompt in the whole job.
+            geometry: of the canvas.
+            slots: row of the batch for every prompt (default: the first ones).
+        """
         batch = self.batch(len(prompts))
-        idle = batch - len(prompts)
+        slots = range(len(prompts)) if slots is None else slots
+        place_B = [0] * batch
+        for place, slot in enumerate(slots):
+            place_B[slot] = place
         tokens_BL, pad_B = pad_prompts(
-            [*prompts, *[prompts[0]] * idle], geometry, mask_id=self.mask_id, pad_id=self.model.config.eos_id
+            [prompts[place] for place in place_B], geometry, mask_id=self.mask_id, pad_id=self.model.config.eos_id
         )
         state = DecodeState.start(
             jnp.asarray(tokens_BL),
             pad_B=jnp.asarray(pad_B),
-            row_B=jnp.asarray([*rows, *[0] * idle], jnp.int32),
-            live_B=jnp.arange(batch) < len(prompts),
+            row_B=jnp.asarray([rows[place] for place in place_B], jnp.int32),
+            live_B=jnp.asarray(np.isin(np.arange(batch), slots)),
             geometry=geometry,
         )
         return hosts.place(state, meshes.batch_shardings(state, self.model.mesh))
@@ -264,12 +324,18 @@ class Decoder:
         """Inside it the program is compiled and run: on the model's mesh, with the precision of the configuration."""
         return computing(self.model.mesh, precision=self.config.model.matmul_precision)
 
-    def _result(self, final: DecodeState, geometry: Geometry, timing: Timing, *, rows: int) -> DecodeResult:
-        """Cuts a finished batch to its real rows and its generated columns."""
-        generated = slice(geometry.prompt_length, geometry.length)
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """`computing`, where memory may run out."""
+        with self.computing(), exhaustion_told(field=BATCH_SIZE, got=self.config.decode.batch_size):
+            yield
+
+    def result(self, final: DecodeState, geometry: Geometry, timing: Timing, *, slots: Sequence[int]) -> DecodeResult:
+        """Cuts a batch to some of its rows, which are finished, and to its generated columns."""
+        generated, chosen = slice(geometry.prompt_length, geometry.length), np.asarray(slots)
 
         def host(array: jax.Array) -> np.ndarray:
-            return np.asarray(array)[:rows]
+            return np.asarray(array)[chosen]
 
         end_B = host(final.end_B) - geometry.prompt_length
         is_behind_BG = np.arange(geometry.gen_length)[None, :] >= end_B[:, None]

@@ -21,7 +21,7 @@ from dllm_jax.models.cache import Cache, columns_of
 
 @jax.named_scope("full_step")  # the names stand in the compiled program: `dllm_jax.hlo` finds the loops by them
 def full_step(engine: Engine, carry: Carry, *, length: int) -> tuple[Carry, Cache]:
-    """One iteration with a forward of the canvas; logits only for the prediction slots of every row.
+    """One iteration with a forward of the canvas, of the rows whose cache is stale; logits only for the slots.
 
     Args:
         engine: the decode's parts.
@@ -32,7 +32,12 @@ def full_step(engine: Engine, carry: Carry, *, length: int) -> tuple[Carry, Cach
         The state after the step, and the keys and values of those columns.
     """
     before = carry.state
-    state = dataclasses.replace(before, cached_end_B=before.end_B, cached_nfe_B=before.nfe_B)
+    active_B = before.live_B & engine.cache.stale(before)
+    state = dataclasses.replace(
+        before,
+        cached_end_B=jnp.where(active_B, before.end_B, before.cached_end_B),
+        cached_nfe_B=jnp.where(active_B, before.nfe_B, before.cached_nfe_B),
+    )
     slots = engine.slots(state)
     span = engine.cache.span(state, slots.first)._replace(first=jnp.int32(0), run_B=None)
     if engine.block_limit is not None:  # blocks that ran out of forwards may have left masks, which compete again
@@ -41,7 +46,7 @@ def full_step(engine: Engine, carry: Carry, *, length: int) -> tuple[Carry, Cach
         forward, cache = engine.look_closer(state, slots, length=length)
     else:
         forward, cache = engine.run(state, span, width=length, keys=length)
-    return step(engine, carry._replace(state=state), forward, slots=slots, active_B=state.live_B), cache
+    return step(engine, carry._replace(state=state), forward, slots=slots, active_B=active_B), cache
 
 
 @jax.named_scope("cached_step")

@@ -107,3 +107,8 @@ def widened(cache: Cache, *, columns: int) -> Cache:
 def columns_of(cache: Cache) -> int:
     """Columns of a cache."""
     return jax.tree.leaves(cache)[0].shape[-3]
+
+
+def of_rows(new_B: Bool[Array, "B"], new: Cache, old: Cache) -> Cache:
+    """A cache with the keys and values of some rows from another one."""
+    return jax.tree.map(lambda n, o: jnp.where(new_B[:, None, None, None], n, o), new, old)

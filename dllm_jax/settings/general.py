@@ -114,6 +114,12 @@ class DecodeSettings(Section):
     confidence_eos_eot_inf: bool = setting(False, "commit EoS and end-of-turn tokens last")
     eps: float = setting(1e-3, "time at which the schedule of Dream's orders ends", above=0, below=1)
     batch_size: int = setting(8, "prompts decoded together", least=1)
+    refill: float = setting(
+        0.0,
+        "share of a batch's rows to be done before the next prompts take their slots (0: a batch runs to its last row)",
+        least=0,
+        most=1,
+    )
     bucket_waste: float = setting(
         0.125,
         "share by which a canvas (prompt and generation) may be padded, for fewer compiled programs (0: no more than "

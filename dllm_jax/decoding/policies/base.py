@@ -16,6 +16,7 @@ from dllm_jax.decoding.prediction import Prediction, Sampler
 from dllm_jax.decoding.sampling import Noise, top_n
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.models.attention import Looks
+from dllm_jax.models.cache import Cache
 
 
 class Parts(NamedTuple):
@@ -80,13 +81,13 @@ class Commit(NamedTuple):
 
 @struct.dataclass
 class InPlace:
-    """A large part of a policy's state (a verifier's keys and values) that a step updates in place for all rows.
+    """A large part of a policy's state, keys and values of a model, that a step updates in place for all rows.
 
     Choosing between its old and new value row by row would copy it in every step; the policy sees to it that what idle
     rows write is never read.
     """
 
-    value: Any
+    value: Cache
 
 
 @struct.dataclass
