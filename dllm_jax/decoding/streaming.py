@@ -40,7 +40,7 @@ def stream(
     lengths = [len(prompt) for prompt in prompts] if lengths is None else lengths
     rows = range(len(prompts)) if rows is None else rows
     size, share = decoder.config.decode.batch_size, decoder.config.decode.refill
-    for places in decoder.batches(lengths) if not share else _groups(decoder, lengths):
+    for places in decoder.batches(lengths) if not share else groups(decoder, lengths):
         if halted():
             return
         if len(places) <= size:
@@ -50,7 +50,7 @@ def stream(
             yield from _refilled(decoder, engine, places, prompts, rows=rows, halted=halted)
 
 
-def _groups(decoder: "Decoder", lengths: Sequence[int]) -> list[list[int]]:
+def groups(decoder: "Decoder", lengths: Sequence[int]) -> list[list[int]]:
     """Places of the prompts that share a program, the shortest first.
 
     Prompts of one bucket are together; with too few for some batches, those of the next one too.
@@ -108,9 +108,8 @@ def _refilled(
                 begun = [prompts[place] for place in new.values()]
                 state = decoder.start(begun, [rows[place] for place in new.values()], engine.geometry, slots=[*new])
             batch = refill(engine, batch, state, *decoder.turn([*new], fewest, rows=size))
-            after = hosts.fetch(batch.carry)
-            live_B = np.asarray(after.state.live_B)
-        final = dataclasses.replace(after.state, log=reported(after.policy_state))
+            final = hosts.fetch(dataclasses.replace(batch.carry.state, log=reported(batch.carry.policy_state)))
+            live_B = np.asarray(final.live_B)
         done = [slot for slot in standing if not live_B[slot]]
         spent += Timing(0.0, time.perf_counter() - begin, 0, 0)
         yield Finished([standing.pop(slot) for slot in done], decoder.result(final, engine.geometry, spent, slots=done))
