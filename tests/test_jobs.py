@@ -74,6 +74,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def execute(*settings: str) -> int:
     base = ["mesh.data=1", "decode.gen_length=16", "decode.block_length=16", "decode.steps=2", "decode.batch_size=2"]
+    base.append("decode.refill=0")  # batch after batch
     argv = ["run", *(f"--config.{setting}" for setting in (*base, *settings))]
     return cli.execute(main, argv, description="", default_config=str(ROOT / "configs" / "vanilla.py"))
 

@@ -66,7 +66,7 @@ def run(engine: Engine, batch: Batch, *, fewest: Int[Array, ""] | None = None) -
     """
 
     def more(batch: Batch) -> Bool[Array, ""]:
-        return _goes_on(engine, batch.carry.state, fewest)
+        return engine.unfinished(batch.carry.state, batch.carry.state.live_B, fewest=fewest)
 
     def run_on(geometry: Geometry) -> Callable[[Batch], Batch]:
         return lambda batch: _trip(engine, batch, geometry, fewest=fewest)
@@ -78,12 +78,6 @@ def run(engine: Engine, batch: Batch, *, fewest: Int[Array, ""] | None = None) -
         return jax.lax.switch(shortest, [run_on(geometry) for geometry in engine.canvases], batch)
 
     return jax.lax.while_loop(more, trip, batch)
-
-
-def _goes_on(engine: Engine, state: DecodeState, fewest: Int[Array, ""] | None) -> Bool[Array, ""]:
-    """Whether enough rows are live."""
-    unfinished = engine.unfinished(state, state.live_B)
-    return unfinished if fewest is None else unfinished & (state.live_B.sum() > fewest)
 
 
 def _trip(engine: Engine, batch: Batch, geometry: Geometry, *, fewest: Int[Array, ""] | None) -> Batch:
@@ -100,7 +94,7 @@ def _trip(engine: Engine, batch: Batch, geometry: Geometry, *, fewest: Int[Array
 
     def serves(state: DecodeState) -> Bool[Array, ""]:
         on = engine.unfinished(state, engine.served(state))
-        return on & _goes_on(engine, state, fewest) if lasting else on
+        return on & engine.unfinished(state, state.live_B, fewest=fewest) if lasting else on
 
     def cached_steps(place: int) -> Callable[[Carry, Cache], tuple[Carry, Cache]]:
         """Steps of one width, while it is the narrowest that will do."""

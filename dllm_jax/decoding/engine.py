@@ -109,9 +109,18 @@ class Engine:
             return forwards
         return jnp.maximum(forwards, self.block_limit * self.geometry.num_blocks)
 
-    def unfinished(self, state: DecodeState, rows_B: Bool[Array, "B"]) -> Bool[Array, ""]:
-        """The condition of a loop over steps that each count for one of the rows at least."""
-        return rows_B.any() & (state.iterations < self.most_forwards * len(rows_B))
+    def unfinished(
+        self, state: DecodeState, rows_B: Bool[Array, "B"], *, fewest: Int[Array, ""] | None = None
+    ) -> Bool[Array, ""]:
+        """The condition of a loop over steps that each count for one of the rows at least.
+
+        Args:
+            state: before the next step.
+            rows_B: for which it would count.
+            fewest: as many rows may be left; None: none.
+        """
+        goes_on = rows_B.any() if fewest is None else rows_B.sum() > fewest
+        return goes_on & (state.iterations < self.most_forwards * len(rows_B))
 
     def served(self, state: DecodeState) -> Bool[Array, "B"]:
         """The rows for which the next cached step counts; the others wait for a full one."""

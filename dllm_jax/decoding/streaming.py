@@ -14,6 +14,7 @@ from dllm_jax.decoding.driver import reported
 from dllm_jax.decoding.engine import Engine
 from dllm_jax.decoding.refilling import refill, zeros
 from dllm_jax.decoding.state import DecodeResult, Timing
+from dllm_jax.settings import refill_share
 
 if TYPE_CHECKING:
     from dllm_jax.decoding.generate import Decoder
@@ -39,7 +40,7 @@ def stream(
     """See `Decoder.stream`."""
     lengths = [len(prompt) for prompt in prompts] if lengths is None else lengths
     rows = range(len(prompts)) if rows is None else rows
-    size, share = decoder.config.decode.batch_size, decoder.config.decode.refill
+    size, share = decoder.config.decode.batch_size, refill_share(decoder.config.decode)
     for places in decoder.batches(lengths) if not share else groups(decoder, lengths):
         if halted():
             return
@@ -88,7 +89,7 @@ def _refilled(
     """
     size, waiting = decoder.config.decode.batch_size, collections.deque(places)
     count = decoder.batch(size)
-    enough = max(math.ceil(decoder.config.decode.refill * count), 1)
+    enough = max(math.ceil(refill_share(decoder.config.decode) * count), 1)
     standing: dict[int, int] = {}  # slot -> place
     with decoder.running():
         spent = decoder.prepare(engine, decoder.refill_program, rows=size)

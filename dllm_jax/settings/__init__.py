@@ -30,6 +30,7 @@ from dllm_jax.settings.general import (
     PlanSettings,
     TokenizerSettings,
     block_schedule,
+    refill_share,
 )
 from dllm_jax.settings.policies import (
     AdaptiveSettings,
@@ -109,6 +110,7 @@ __all__ = [
     "is_text",
     "numbers",
     "policy_table",
+    "refill_share",
     "setting",
     "token_ids",
 ]

@@ -115,9 +115,10 @@ class DecodeSettings(Section):
     eps: float = setting(1e-3, "time at which the schedule of Dream's orders ends", above=0, below=1)
     batch_size: int = setting(8, "prompts decoded together", least=1)
     refill: float = setting(
-        0.0,
-        "share of a batch's rows to be done before the next prompts take their slots (0: a batch runs to its last row)",
-        least=0,
+        -1.0,
+        "share of a batch's rows to be done before the next prompts take their slots (0: a batch runs to its last row; "
+        "-1: a quarter without a cache, else 0)",
+        least=-1,
         most=1,
     )
     bucket_waste: float = setting(
@@ -139,6 +140,8 @@ class DecodeSettings(Section):
             raise UsageError(
                 f"decode.confidence_eos_eot_inf: expected False with decode.policy {self.policy}, got True"
             )
+        if -1 < self.refill < 0:
+            raise UsageError(f"decode.refill: expected 0 to 1, or -1, got {self.refill}")
         block_length, steps = block_schedule(self)
         if self.gen_length % block_length:
             raise UsageError(
@@ -157,6 +160,13 @@ def block_schedule(decode: DecodeSettings) -> tuple[int, int]:
     whole = not decode.block_length or decode.policy in (*DREAM_ORDERS, "apd")
     block_length = decode.gen_length if whole else min(decode.block_length, decode.gen_length)
     return block_length, decode.steps or decode.gen_length
+
+
+def refill_share(decode: DecodeSettings) -> float:
+    """`decode.refill` with its -1 filled in by what measures best: README, Refilled slots."""
+    if decode.refill >= 0:
+        return decode.refill
+    return 0.25 if decode.cache == "none" else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
