@@ -18,12 +18,11 @@ from dllm_jax.decoding.blocks import Blocks
 from dllm_jax.decoding.build import build_axes, build_stop
 from dllm_jax.decoding.caching import CacheStrategy, shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
-from dllm_jax.decoding.driver import Batch, decode
+from dllm_jax.decoding.driver import decode
 from dllm_jax.decoding.engine import Engine, classes
 from dllm_jax.decoding.policies.base import Parts
 from dllm_jax.decoding.policies.build import RECIPES, checked
 from dllm_jax.decoding.prediction import Sampler
-from dllm_jax.decoding.refilling import blank, refill
 from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
 from dllm_jax.decoding.streaming import Finished, stream
@@ -149,7 +148,7 @@ class Decoder:
             self.check(prompt)
         engine = self.engine(max(map(len, prompts)))
         with self.running():
-            compiled = self.prepare(engine, self.program, rows=len(prompts))
+            compiled = self.prepare(engine, Decoder.program, rows=len(prompts))
             state = self.start(prompts, range(len(prompts)) if rows is None else rows, engine.geometry)
             started = time.perf_counter()
             final = jax.block_until_ready(decode(engine, state))
@@ -199,7 +198,7 @@ class Decoder:
 
         Args:
             engine: from `engine`.
-            compiles: `program`, or what compiles another one.
+            compiles: `Decoder.program`, or what compiles another one.
             rows: prompts in the batch.
 
         Returns:
@@ -208,7 +207,7 @@ class Decoder:
         begin, before = time.perf_counter(), CompileCount.now()
         key = (compiles, jax.tree.structure(engine), self.batch(rows))
         if key not in self._prepared:
-            compiles(engine, rows=rows)
+            compiles(self, engine, rows=rows)
             self._prepared.add(key)
         made = CompileCount.now() - before
         return Timing(time.perf_counter() - begin, 0.0, made.programs, made.cache_hits)
@@ -224,27 +223,6 @@ class Decoder:
             UsageError: the batch does not fit into memory.
         """
         return self.compiled(engine, decode, self.state_shapes(engine.geometry, rows=rows))
-
-    def refill_program(self, engine: Engine, *, rows: int) -> jax.stages.Compiled:
-        """Compiles the program of a batch whose slots are refilled; as `program`."""
-        shapes = self.blank(engine, rows=rows), self.state_shapes(engine.geometry, rows=rows)
-        turn = jax.eval_shape(lambda: (jnp.zeros(self.batch(rows), bool), jnp.int32(0)))
-        return self.compiled(engine, refill, *shapes, *placed(turn, meshes.batch_shardings(turn, self.model.mesh)))
-
-    def blank(self, engine: Engine, *, rows: int) -> Batch:
-        """A batch without rows, as shapes on the mesh."""
-        return blank(engine, self.state_shapes(engine.geometry, rows=rows), self.model.mesh)
-
-    def turn(self, new: Sequence[int], fewest: int, *, rows: int) -> tuple[jax.Array, jax.Array]:
-        """The last arguments of `refill`, on the mesh.
-
-        Args:
-            new: slots.
-            fewest: live rows.
-            rows: prompts in the batch.
-        """
-        turn = jnp.asarray(np.isin(np.arange(self.batch(rows)), new)), jnp.int32(fewest)
-        return hosts.place(turn, meshes.batch_shardings(turn, self.model.mesh))
 
     def compiled(self, engine: Engine, function: Any, *arguments: Any) -> jax.stages.Compiled:
         """Compiles a function of an engine and other arguments, unless they cannot fit into memory.

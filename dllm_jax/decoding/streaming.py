@@ -7,13 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dllm_jax import hosts
 from dllm_jax.decoding.driver import reported
 from dllm_jax.decoding.engine import Engine
-from dllm_jax.decoding.refilling import refill, zeros
+from dllm_jax.decoding.refilling import blank, refill, zeros
 from dllm_jax.decoding.state import DecodeResult, Timing
+from dllm_jax.memory import placed
+from dllm_jax.mesh import batch_shardings
 from dllm_jax.settings import refill_share
 
 if TYPE_CHECKING:
@@ -92,8 +96,8 @@ def _refilled(
     enough = max(math.ceil(refill_share(decoder.config.decode) * count), 1)
     standing: dict[int, int] = {}  # slot -> place
     with decoder.running():
-        spent = decoder.prepare(engine, decoder.refill_program, rows=size)
-        batch = zeros(decoder.blank(engine, rows=size))
+        spent = decoder.prepare(engine, refill_program, rows=size)
+        batch = zeros(blank(engine, decoder.state_shapes(engine.geometry, rows=size), decoder.model.mesh))
     while True:
         begin = time.perf_counter()
         if halted():
@@ -108,10 +112,20 @@ def _refilled(
             if new:
                 begun = [prompts[place] for place in new.values()]
                 state = decoder.start(begun, [rows[place] for place in new.values()], engine.geometry, slots=[*new])
-            batch = refill(engine, batch, state, *decoder.turn([*new], fewest, rows=size))
+            turn = jnp.asarray(np.isin(np.arange(count), [*new])), jnp.int32(fewest)
+            batch = refill(engine, batch, state, *hosts.place(turn, batch_shardings(turn, decoder.model.mesh)))
             final = hosts.fetch(dataclasses.replace(batch.carry.state, log=reported(batch.carry.policy_state)))
             live_B = np.asarray(final.live_B)
         done = [slot for slot in standing if not live_B[slot]]
         spent += Timing(0.0, time.perf_counter() - begin, 0, 0)
         yield Finished([standing.pop(slot) for slot in done], decoder.result(final, engine.geometry, spent, slots=done))
         spent = Timing(0.0, 0.0, 0, 0)
+
+
+def refill_program(decoder: "Decoder", engine: Engine, *, rows: int) -> jax.stages.Compiled:
+    """Compiles the program of a batch whose slots are refilled; as `Decoder.program`."""
+    mesh, state = decoder.model.mesh, decoder.state_shapes(engine.geometry, rows=rows)
+    turn = jax.eval_shape(lambda: (jnp.zeros(decoder.batch(rows), bool), jnp.int32(0)))
+    return decoder.compiled(
+        engine, refill, blank(engine, state, mesh), state, *placed(turn, batch_shardings(turn, mesh))
+    )

@@ -408,7 +408,7 @@ def test_what_does_not_fit_is_refused_with_the_numbers(
 
 @pytest.mark.parametrize(
     ("refill", "program", "call"),
-    [("0", "program", "generate.decode"), ("0.25", "refill_program", "streaming.refill")],
+    [("0", "generate.Decoder.program", "generate.decode"), ("0.25", "streaming.refill_program", "streaming.refill")],
 )
 def test_a_failed_allocation_is_told_in_one_line(
     run: Run, settings: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, refill: str, program: str, call: str
@@ -417,7 +417,7 @@ def test_a_failed_allocation_is_told_in_one_line(
         raise memory.jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nand a page")
 
     monkeypatch.setattr(f"dllm_jax.decoding.{call}", fail)
-    monkeypatch.setattr(jobs.Decoder, program, lambda *args, **kwargs: None)
+    monkeypatch.setattr(f"dllm_jax.decoding.{program}", lambda *args, **kwargs: None)
     ran = run(*settings, f"decode.refill={refill}")
     assert ran.code == 2
     assert ran.err.splitlines()[-1].endswith("got 2: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")

@@ -64,6 +64,14 @@ def test_a_mesh_over_two_processes(axis: str, expected: bytes, tmp_path: Path) -
     assert not [file.name for file in tmp_path.iterdir() if file.name not in ("out.jsonl", "out.jsonl.metrics.json")]
 
 
+def test_slots_are_refilled_over_two_processes(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    job = (*SHORT, "decode.cache=none")
+    ended_well(run("decode.run", *job, "mesh.data=1", "decode.refill=0", f"output.path={one}"))
+    ended_well(run("decode.run", *job, "mesh.data=4", "decode.refill=0.25", f"output.path={two}", count=2))
+    assert two.read_bytes() == one.read_bytes()
+
+
 def test_evaluation_by_four_processes_on_all_axes(tmp_path: Path) -> None:
     one, four, tasks = tmp_path / "one.jsonl", tmp_path / "four.jsonl", tmp_path / "tasks.jsonl"
     tasks.write_text("\n".join((ASSETS / "tasks_eval.jsonl").read_text().splitlines()[::40]))
