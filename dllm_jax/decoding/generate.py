@@ -23,6 +23,7 @@ from dllm_jax.decoding.engine import Engine, classes
 from dllm_jax.decoding.policies.base import Parts
 from dllm_jax.decoding.policies.build import RECIPES, checked
 from dllm_jax.decoding.prediction import Sampler
+from dllm_jax.decoding.results import Text, joined, result
 from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
 from dllm_jax.decoding.streaming import Finished, stream
@@ -309,34 +310,9 @@ class Decoder:
             yield
 
     def result(self, final: DecodeState, geometry: Geometry, timing: Timing, *, slots: Sequence[int]) -> DecodeResult:
-        """Cuts a batch to some of its rows, which are finished, and to its generated columns."""
-        generated, chosen = slice(geometry.prompt_length, geometry.length), np.asarray(slots)
-
-        def host(array: jax.Array) -> np.ndarray:
-            return np.asarray(array)[chosen]
-
-        end_B = host(final.end_B) - geometry.prompt_length
-        is_behind_BG = np.arange(geometry.gen_length)[None, :] >= end_B[:, None]
-        tokens_BG = np.where(is_behind_BG, self.model.config.eos_id, host(final.tokens_BL)[:, generated])
-        is_mask_BG = tokens_BG == self.mask_id
-        text_end_B, reasons = finish(tokens_BG, end_ids=self.end_ids, failed_B=host(final.failed_B))
-        is_text_BG = np.arange(geometry.gen_length)[None, :] < text_end_B[:, None]
-        return DecodeResult(
-            tokens_BG=tokens_BG,
-            nfe_B=host(final.nfe_B),
-            commit_step_BG=np.where(is_behind_BG, 0, host(final.commit_step_BL)[:, generated]),
-            confidence_BG=np.where(is_behind_BG, 0, host(final.confidence_BL)[:, generated]),
-            end_B=end_B,
-            text_end_B=text_end_B,
-            num_tokens_B=(is_text_BG & ~is_mask_BG).sum(axis=1, dtype=np.int32),
-            masks_left_B=is_mask_BG.sum(axis=1, dtype=np.int32),
-            finish_reason=reasons,
-            iterations=int(final.iterations),
-            columns=int(final.columns),
-            timing=timing,
-            mask_id=self.mask_id,
-            log=jax.tree.map(host, final.log),
-        )
+        """Some rows of a batch, which are finished."""
+        text = Text(end_ids=self.end_ids, eos_id=self.model.config.eos_id, mask_id=self.mask_id)
+        return result(final, geometry, timing, slots=slots, text=text)
 
 
 def length_multiple(platform: str) -> int:
@@ -363,51 +339,9 @@ def check_blocks(config: Config, *, model: Model) -> None:
         raise UsageError(f"adaptive.delimiters: expected ids from 0 to {vocab_size - 1}, got {wrong[0]}")
 
 
-def finish(
-    tokens_BG: np.ndarray, *, end_ids: tuple[int, ...], failed_B: np.ndarray
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Where the text of every row ends, and why the row did.
-
-    Args:
-        tokens_BG: generated ids.
-        end_ids: the tokens that end a text, EoS first.
-        failed_B: rows that ended with an error.
-
-    Returns:
-        int32 [B], positions before the first of those tokens, else gen_length; and the reasons, see `DecodeResult`.
-    """
-    is_end_BG: np.ndarray = np.isin(tokens_BG, end_ids)
-    has_end_B = np.asarray(is_end_BG.any(axis=1))
-    first_B = is_end_BG.argmax(axis=1)
-    text_end_B = np.where(has_end_B, first_B, tokens_BG.shape[1]).astype(np.int32)
-
-    def reason(row: int) -> str:
-        if failed_B[row]:
-            return "error"
-        if not has_end_B[row]:
-            return "length"
-        return "eos" if tokens_BG[row, first_B[row]] == end_ids[0] else "eot_id"
-
-    return text_end_B, tuple(map(reason, range(len(tokens_BG))))
-
-
 def decode_all(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> DecodeResult:
     """Decodes any number of prompts and returns them in the order given."""
     finished = list(decoder.stream(prompts))
     results = [each.result for each in finished]
     order = np.argsort([place for each in finished for place in each.places])
-    reasons = [reason for result in results for reason in result.finish_reason]
-    arrays = {
-        field.name: np.concatenate([getattr(result, field.name) for result in results])[order]
-        for field in dataclasses.fields(DecodeResult)
-        if field.type is np.ndarray
-    }
-    return DecodeResult(
-        **arrays,
-        finish_reason=tuple(reasons[i] for i in order),
-        iterations=sum(result.iterations for result in results),
-        columns=sum(result.columns for result in results),
-        timing=sum((result.timing for result in results), Timing(0.0, 0.0, 0, 0)),
-        mask_id=decoder.mask_id,
-        log=jax.tree.map(lambda *parts: np.concatenate(parts)[order], *[result.log for result in results]),
-    )
+    return joined(results, order)
