@@ -78,7 +78,7 @@ def nucleus(logits_BQV: Float[Array, "B Q V"], top_p: Float[Array, ""]) -> Bool[
     probability_BQV = jax.nn.softmax(logits_BQV, axis=-1)
     top_BQ = jnp.max(logits_BQV, axis=-1)
 
-    def halve(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def halve(_: Int[Array, ""], bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         too_low_BQ, high_BQ = bounds
         middle_BQ = (too_low_BQ + high_BQ) / 2
         above_BQ = jnp.sum(jnp.where(logits_BQV > middle_BQ[..., None], probability_BQV, 0), axis=-1)
