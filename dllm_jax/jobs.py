@@ -17,10 +17,10 @@ import numpy as np
 import rich.progress
 from jax.sharding import Mesh
 
-from dllm_jax import hosts
+from dllm_jax import hosts, remote
 from dllm_jax.checkpoints import fingerprint
 from dllm_jax.config import Config
-from dllm_jax.data import remote, text
+from dllm_jax.data import text
 from dllm_jax.data.outputs import difference
 from dllm_jax.data.prompts import BadLines, Check, Prompt, PromptFile, read, source
 from dllm_jax.data.results import ERRORS, Finished, ResultFile

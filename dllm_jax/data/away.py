@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
-from dllm_jax.data import remote
+from dllm_jax import remote
 from dllm_jax.data.outputs import digest_of, replace_file
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import OutputSettings

@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Iterator
 from typing import IO, cast
 
-from dllm_jax.data import remote
+from dllm_jax import remote
 from dllm_jax.errors import UsageError
 
 _GZIP = b"\x1f\x8b"  # how such a file begins

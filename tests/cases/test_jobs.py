@@ -68,7 +68,9 @@ def cut_off(out: Path, *, rows: int) -> None:
     """Puts a finished job back to where it had decoded so many rows."""
     identity = json.loads(metrics_of(out).read_text())["identity"]
     lines = [{"index": i, **json.loads(line)} for i, line in enumerate(out.read_text().splitlines()[:rows])]
-    out.with_name(out.name + ".partial").write_text("".join(json.dumps(line) + "\n" for line in (identity, *lines)))
+    out.with_name(out.name + ".partial").write_text(
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (identity, *lines))
+    )
     out.unlink()
     metrics_of(out).unlink()
 
