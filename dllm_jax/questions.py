@@ -28,7 +28,7 @@ class Questions:
 
     def __init__(self, asked: Sequence[Prompt], codec: TextCodec | None) -> None:
         self.asked, self.codec = asked, codec
-        self._places, self._indices, self._lengths = array("Q"), array("Q"), array("L")
+        self._places, self._indices, self._lengths = array("I"), array("I"), array("I")
 
     def __len__(self) -> int:
         return len(self._places)
@@ -70,22 +70,22 @@ class Questions:
             part: places of the part.
             done: indices of prompts.
         """
-        indices = np.array(self._indices[part.start : part.stop], np.uint64)
+        indices = np.array(self._indices[part.start : part.stop], np.uint32)
         places = part.start + np.flatnonzero(~np.isin(indices, done))
-        return Pending(self, places)
+        return Pending(self, array("I", places.astype(np.uint32).tobytes()))
 
     def read(self, place: int) -> Question:
         """One of them."""
         prompt = self.asked[self._places[place]]
         return Question(prompt, self.encode(prompt))
 
-    def lengths(self, places: np.ndarray) -> list[int]:
+    def lengths(self, places: Sequence[int]) -> Sequence[int]:
         """Tokens of some of them."""
-        return [self._lengths[place] for place in places]
+        return array("I", (self._lengths[place] for place in places))
 
-    def indices(self, places: np.ndarray) -> list[int]:
+    def indices(self, places: Sequence[int]) -> Sequence[int]:
         """Indices in the input of some of them, on which random draws depend."""
-        return [self._indices[place] for place in places]
+        return array("I", (self._indices[place] for place in places))
 
 
 class Pending(Sequence[list[int]]):
@@ -96,7 +96,7 @@ class Pending(Sequence[list[int]]):
         places: of those that are meant here.
     """
 
-    def __init__(self, questions: Questions, places: np.ndarray) -> None:
+    def __init__(self, questions: Questions, places: Sequence[int]) -> None:
         self._questions, self._places = questions, places
         self._begun: dict[int, Question] = {}
         self.lengths = questions.lengths(places)
@@ -113,7 +113,7 @@ class Pending(Sequence[list[int]]):
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
         if place not in self._begun:
-            self._begun[place] = self._questions.read(int(self._places[place]))
+            self._begun[place] = self._questions.read(self._places[place])
         return self._begun[place].tokens
 
     def take(self, place: int) -> Question:

@@ -89,7 +89,7 @@ class PromptFile(Sequence[Prompt]):
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
-        self._numbers, self._indices = array("Q"), array("Q")  # of the kept lines: in the file, among the filled ones
+        self._numbers, self._indices = array("I"), array("I")  # of the kept lines: in the file, among the filled ones
 
     def scan(self, bad: BadLines, *, check: Check | None = None) -> None:
         """Reads the whole file and keeps the good lines.

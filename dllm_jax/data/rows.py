@@ -32,7 +32,7 @@ class GrowingRows:
 
     def clear(self) -> None:
         """Forgets all rows."""
-        self._indices, self._offsets = array("Q"), array("Q")
+        self._indices, self._offsets = array("I"), array("Q")
 
     def note(self, index: int, offset: int) -> None:
         """Adds a row that is in the file."""
@@ -54,17 +54,16 @@ class GrowingRows:
     @property
     def indices(self) -> np.ndarray:
         """Those of the rows, in ascending order, each once."""
-        return np.unique(np.frombuffer(self._indices, np.uint64)) if self._indices else np.zeros(0, np.uint64)
+        return np.unique(np.array(self._indices, np.uint32))
 
     def lines(self) -> Iterator[bytes]:
         """The rows in ascending order of their indices, as they stand in the output."""
         if not self._indices:
             return
-        indices, first = np.unique(np.frombuffer(self._indices, np.uint64), return_index=True)
-        offsets = np.frombuffer(self._offsets, np.uint64)[first]
+        indices, first = np.unique(np.array(self._indices, np.uint32), return_index=True)
         with naming(self._path), self._path.open("rb") as file:
-            for index, offset in zip(indices.tolist(), offsets.tolist(), strict=True):
-                file.seek(offset)
+            for index, place in zip(indices, first, strict=True):
+                file.seek(self._offsets[place])
                 line = file.readline()
                 mark = b'{"%s": %d, ' % (INDEX.encode(), index)
                 yield b"{" + line[len(mark) :] if line.startswith(mark) else _without_index(line)
