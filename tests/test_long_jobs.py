@@ -17,6 +17,7 @@ from decode import eval as evaluation
 from decode import run as decode_run
 from dllm_jax import cli, jobs, opening
 from dllm_jax.checkpoints.load import load_model
+from dllm_jax.data import results
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeResult, Timing
 
@@ -146,6 +147,13 @@ def test_an_output_in_files_of_three_lines(
     assert FakeDecoder.batches_done == done
     assert names(out.parent) == ["out.jsonl", "out.jsonl.metrics.json"]
     assert out.read_bytes() == whole
+
+
+def test_too_many_files(execute: Execute, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(results, "MOST_SHARDS", 3)
+    assert execute("output.shard_lines=2") == 2
+    told = "error: output.shard_lines: expected at least 3 for 7 lines (at most 3 files), got 2"
+    assert capsys.readouterr().err.splitlines()[-1] == told
 
 
 def test_files_of_others_are_no_shards(

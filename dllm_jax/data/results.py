@@ -23,6 +23,9 @@ PART = "part"  # first field of a line of the partial file that stands for a fin
 SIZE, SHARDS, MERGED = "output_bytes", "shards", "merged_shards"  # in the metrics; the last: how many there were
 
 
+MOST_SHARDS = 2000  # the partial file, which names all that are done, is written with every one
+
+
 class Finished(NamedTuple):
     """What a finished job left."""
 
@@ -126,9 +129,15 @@ class ResultFile:
             Places in the input, for each file.
 
         Raises:
-            UsageError: a finished file was changed since, or one is there that no job wrote; not if it may be replaced.
+            UsageError: there would be too many files, a finished one was changed since, or one is there that no job
+                wrote; the latter two not if it may be replaced.
         """
         size = self._output.shard_lines or count
+        if count > size * MOST_SHARDS:
+            raise UsageError(
+                f"output.shard_lines: expected at least {-(-count // MOST_SHARDS)} for {count} lines (at most "
+                f"{MOST_SHARDS} files), got {size}"
+            )
         parts = [range(first, min(first + size, count)) for first in range(0, count, size)]
         if self._output.shard_lines:
             self._targets = [shard(self.path, number, len(parts)) for number in range(len(parts))]
@@ -158,7 +167,7 @@ class ResultFile:
 
     def append(self, rows: Mapping[int, Row]) -> None:
         """Adds finished rows of the file that is being made, by index of the prompt."""
-        self._rows.append(rows, head=self._head())
+        self._rows.append(rows, head=self._head)
 
     def close(self, number: int) -> None:
         """Writes a file of the output, of which all rows are there."""

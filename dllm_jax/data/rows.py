@@ -39,11 +39,11 @@ class GrowingRows:
         self._indices.append(index)
         self._offsets.append(offset)
 
-    def append(self, rows: Mapping[int, Row], *, head: bytes = b"") -> None:
-        """Writes rows to the end of the file, behind `head` if it is new."""
+    def append(self, rows: Mapping[int, Row], *, head: Callable[[], bytes] = bytes) -> None:
+        """Writes rows to the end of the file, behind what `head` gives if it is new."""
         with naming(self._path), self._path.open("ab") as file:
             offset = file.tell()
-            content = [head if not offset else b""]
+            content = [b"" if offset else head()]
             offset += len(content[0])
             for index, row in rows.items():
                 content.append(as_lines([{INDEX: index, **row}]))
