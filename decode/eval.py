@@ -21,25 +21,27 @@ from rich.table import Table
 from dllm_jax import cli
 from dllm_jax.config import Config
 from dllm_jax.data import tasks
-from dllm_jax.data.outputs import Row
 from dllm_jax.data.prompts import Prompt
+from dllm_jax.data.rows import Row
 from dllm_jax.errors import UsageError
 from dllm_jax.evals.scorers import scorer_for
 
 
 def main(config: Config) -> int:
     """Decodes and scores all tasks, prints a table, writes results and metrics; 1 if rows ended with an error."""
-    from dllm_jax import jobs  # imports JAX: only after the flags are parsed
+    from dllm_jax import jobs, metrics  # import JAX: only after the flags are parsed
+    from dllm_jax.evals.metrics import summarize
 
     def check(prompt: Prompt) -> None:
         scorer_for(prompt.task, prompt.answer)
 
-    _, rows, metrics = jobs.run(_with_tasks(config), command="decode.eval", check=check, score=_score)
-    Console(highlight=False).print(_table(metrics))
-    print(jobs.summary(metrics))
+    score = jobs.Score(_scored, summarize)
+    outcome = jobs.run(_with_tasks(config), command="decode.eval", check=check, score=score)
+    Console(highlight=False).print(_table(outcome.metrics))
+    print(metrics.summary(outcome.metrics))
     if config.output.path:
-        print(f"results in {config.output.path}, metrics in {config.output.path}.metrics.json")
-    return jobs.exit_code(rows)
+        print(metrics.places(config))
+    return jobs.exit_code(outcome)
 
 
 def _with_tasks(config: Config) -> Config:
@@ -50,15 +52,9 @@ def _with_tasks(config: Config) -> Config:
     return dataclasses.replace(config, input=dataclasses.replace(config.input, path=path))
 
 
-def _score(prompts: Sequence[Prompt], rows: Sequence[Row]) -> tuple[list[Row], dict[str, Any]]:
-    """The output lines with task and correct, and the metrics that follow from them."""
-    from dllm_jax.evals.metrics import summarize
-
-    scored = [
-        row | {"task": prompt.task, "correct": scorer_for(prompt.task, prompt.answer)(row["text"])}
-        for prompt, row in zip(prompts, rows, strict=True)
-    ]
-    return scored, summarize(scored)
+def _scored(prompt: Prompt, row: Row) -> Row:
+    """The output line with task and correct."""
+    return row | {"task": prompt.task, "correct": scorer_for(prompt.task, prompt.answer)(row["text"])}
 
 
 def _table(metrics: Mapping[str, Any]) -> Table:

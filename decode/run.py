@@ -8,12 +8,13 @@ usage: python -m decode.run [--config=NAME|FILE] [--config.SECTION.FIELD=VALUE .
       --config.input.path=in.jsonl --config.output.path=out.jsonl
 
 Results go to output.path, one JSON object per line in input order, and metrics to the same name + .metrics.json. A run
-that was cut off continues where it stopped when started again. Without output.path results are printed: a table on a
-terminal, else the JSON lines on stdout and a summary on stderr.
+that was cut off, or ended after SIGTERM, continues where it stopped when started again. Without output.path results are
+printed: a table on a terminal, else the JSON lines on stdout and a summary on stderr.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -24,29 +25,29 @@ from dllm_jax import cli
 from dllm_jax.config import Config
 
 if TYPE_CHECKING:
-    from dllm_jax.data.outputs import Row
     from dllm_jax.data.prompts import Prompt
+    from dllm_jax.data.rows import Row
 
 
 def main(config: Config) -> int:
     """Decodes all prompts and writes or prints the results; returns 1 if rows ended with an error."""
-    from dllm_jax import jobs  # imports JAX: only after the flags are parsed
+    from dllm_jax import jobs, metrics  # import JAX: only after the flags are parsed
 
-    prompts, rows, metrics = jobs.run(config, command="decode.run")
-    summary = jobs.summary(metrics)
+    outcome = jobs.run(config, command="decode.run")
+    summary = metrics.summary(outcome.metrics)
     if config.output.path:
-        print(f"{summary}\nresults in {config.output.path}, metrics in {config.output.path}.metrics.json")
+        print(f"{summary}\n{metrics.places(config)}")
     elif sys.stdout.isatty():
-        Console(highlight=False).print(_table(prompts, rows))
+        Console(highlight=False).print(_table(outcome.prompts, outcome.rows))
         print(summary)
     else:
-        for row in rows:
+        for row in outcome.rows:
             print(json.dumps(row, ensure_ascii=False))
         print(summary, file=sys.stderr)
-    return jobs.exit_code(rows)
+    return jobs.exit_code(outcome)
 
 
-def _table(prompts: "list[Prompt]", rows: "list[Row]") -> Table:
+def _table(prompts: "Sequence[Prompt]", rows: "Sequence[Row]") -> Table:
     """Prompts and answers for a reader."""
     table = Table("Prompt", "Answer", show_lines=True)
     for title in ("Tokens", "NFE", "Tokens/NFE"):

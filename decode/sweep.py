@@ -6,7 +6,8 @@ usage: python -m decode.sweep [--config=NAME|FILE] --config.output.path=FOLDER [
 
 The file has, besides get_config(variant), the variants' names in VARIANTS; --config=NAME:VARIANT runs one of them.
 Results go to FOLDER/VARIANT.jsonl with their metrics, the table, in Markdown, to FOLDER/table.md and the standard
-output. All other settings are those of decode.eval. A sweep that was cut off does not decode finished variants again.
+output. All other settings are those of decode.eval. A sweep that was cut off, or ended after SIGTERM, does not decode
+finished variants again.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from decode import eval as evaluation
-from dllm_jax import cli, hosts
+from dllm_jax import cli, hosts, remote
 from dllm_jax.config import Config
 from dllm_jax.data.outputs import replace_file
 from dllm_jax.errors import UsageError
@@ -70,7 +71,7 @@ def evaluate(config: Config, *, name: str, finished: dict[str, Any]) -> int:
         The exit code of `decode.eval`.
     """
     folder = Path(config.output.path)
-    if not config.output.path or (folder.exists() and not folder.is_dir()):
+    if not config.output.path or remote.is_remote(config.output.path) or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"output.path: expected a folder, got {config.output.path!r}")
     hosts.from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     path = str(folder / f"{name}.jsonl")

@@ -123,6 +123,16 @@ class Group:
 
         self.from_first(gather)
 
+    def wished(self, what: str, mine: bool) -> bool:
+        """Whether any process wishes something, now or before, as far as process 0 knows.
+
+        Raises:
+            Ended: the job does not go on.
+        """
+        if mine:
+            self.board.put(f"wishes/{what}/{self.process}", "")
+        return self.from_first(lambda: bool(self.board.find(f"wishes/{what}")))
+
     def agreed(self, name: str, value: T) -> T:
         """The value that process 0 had when it was asked first for this name."""
         if name not in self._agreed:

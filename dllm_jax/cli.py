@@ -4,9 +4,10 @@ Settings are `ml_collections.config_flags` (`--config=FILE` or the name of a bun
 `--config.section.field=value`). JAX is not imported here: help and errors come at once, and the environment is set up
 before it starts.
 
-Exit codes: 0; 1 for rows that ended with an error, or a fault of the machine (no space, read-only, too many open
-files), told in one line with the path; 2 for bad usage, configuration or input, or what does not fit into memory; 130
-after Ctrl-C. Whatever else goes wrong is a mistake of ours and keeps its traceback.
+Exit codes: 0, also after SIGTERM where a job can go on, which a line on stderr says; 1 for rows that ended with an
+error, or a fault of the machine (no space, read-only, too many open files), told in one line with the path; 2 for bad
+usage, configuration or input, or what does not fit into memory; 130 after Ctrl-C. Whatever else goes wrong is a mistake
+of ours and keeps its traceback.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ from rich.text import Text
 
 from dllm_jax import hosts
 from dllm_jax.config import Config, build, read_section, to_config_dict
-from dllm_jax.errors import UsageError, naming
+from dllm_jax.errors import Stopped, UsageError, naming
 from dllm_jax.settings import DistributedSettings, blocks_table, policy_table
 
 PROGRAM = "dllm-jax"  # the console command of an installed package
@@ -126,6 +127,8 @@ def _outcome(body: Callable[[], int | None]) -> tuple[int, str]:
             sys.stdout.flush()
     except UsageError as error:
         return 2, f"error: {_in_one_line(error)}"
+    except Stopped as stopped:
+        return 0, _in_one_line(stopped)
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted"
     except BrokenPipeError:

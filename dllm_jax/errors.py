@@ -16,6 +16,13 @@ class UsageError(ValueError):
     """
 
 
+class Stopped(Exception):  # noqa: N818 - an end that was asked for, no error
+    """The job was asked to end before it is finished, and did; the message says how to go on.
+
+    Command lines print it as it is and exit with code 0.
+    """
+
+
 @contextlib.contextmanager
 def naming(path: str | Path) -> Iterator[None]:
     """Makes faults of the machine in the block OSErrors that name a file, however the library inside tells them.

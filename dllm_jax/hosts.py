@@ -95,6 +95,16 @@ def agreed(name: str, value: T) -> T:
     return value if _group is None else _group.agreed(name, value)
 
 
+def wished(what: str, mine: bool) -> bool:
+    """Whether any process wishes something, now or before, as far as process 0 knows; all must come here.
+
+    Args:
+        what: a name.
+        mine: this process does.
+    """
+    return mine if _group is None else _group.wished(what, mine)
+
+
 def same(what: str, mine: Mapping[str, Any], *, difference: Callable[[Any, Any], str]) -> None:
     """Makes sure that all processes have the same.
 

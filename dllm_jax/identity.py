@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,22 @@ from dllm_jax.decoding.policies.build import companions_of, every_companion
 from dllm_jax.version import __version__
 
 
-def identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh, *, command: str) -> dict[str, Any]:
+def identity(config: Config, prompts: str, mesh: Mesh, *, command: str) -> dict[str, Any]:
     """What decides the rows: an output is continued, or taken for finished, only if all of it is the same.
 
     Settings, and the content of everything that is read instead of its path; nothing is loaded for it.
+
+    Args:
+        config: all settings.
+        prompts: their digest.
+        mesh: the devices.
+        command: whose output lines these are.
     """
-    with_answers = command == "decode.eval"
     return {
         **basis(config, mesh),
         "command": command,
-        "output": {"trace": config.output.trace},
-        "prompts": digest(prompts, with_answers=with_answers),
+        "output": {"trace": config.output.trace, "shard_lines": config.output.shard_lines},
+        "prompts": prompts,
     }
 
 
@@ -67,14 +72,36 @@ def sources(config: Config) -> dict[str, Path]:
     return found | {each.field: each.place(config) for each in companions_of(config) if each.is_named(config)}
 
 
-def digest(prompts: Sequence[Prompt], *, with_answers: bool) -> str:
+def digest(prompts: Iterable[Prompt], *, with_answers: bool) -> str:
     """A checksum of prompts: what is asked, in which order and under which ids.
 
     Args:
         prompts: the prompts.
         with_answers: tasks and answers count too.
     """
-    left_out = {"line"} if with_answers else {"line", "task", "answer"}
-    names = [field.name for field in dataclasses.fields(Prompt) if field.name not in left_out]
-    asked = [[getattr(prompt, name) for name in names] for prompt in prompts]
-    return hashlib.sha256(repr(asked).encode()).hexdigest()
+    sha = Digest(with_answers=with_answers)
+    for prompt in prompts:
+        sha.add(prompt)
+    return sha.hexdigest()
+
+
+class Digest:
+    """The checksum of prompts that come one after the other; see `digest`."""
+
+    def __init__(self, *, with_answers: bool) -> None:
+        left_out = {"line"} if with_answers else {"line", "task", "answer"}
+        self._names = [field.name for field in dataclasses.fields(Prompt) if field.name not in left_out]
+        self._sha = hashlib.sha256(b"[")
+        self._between = b""
+
+    def add(self, prompt: Prompt) -> None:
+        """Adds a prompt."""
+        asked = repr([getattr(prompt, name) for name in self._names])
+        self._sha.update(self._between + asked.encode())
+        self._between = b", "
+
+    def hexdigest(self) -> str:
+        """The checksum of all that were added."""
+        sha = self._sha.copy()
+        sha.update(b"]")
+        return sha.hexdigest()

@@ -1,42 +1,53 @@
-"""The job that decode.run and decode.eval share: prepare everything, decode batch by batch, write results."""
+"""The job that decode.run and decode.eval share: prepare everything, decode batch by batch, write results.
+
+Nothing here grows with the input but a few numbers a line: prompts are read again when they are decoded, rows go to the
+partial file at once, and metrics are sums.
+"""
 
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
-import platform
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
+import numpy as np
 import rich.progress
 from jax.sharding import Mesh
 
-from dllm_jax import hosts
+from dllm_jax import hosts, remote
 from dllm_jax.checkpoints import fingerprint
-from dllm_jax.checkpoints.load import load_model, resolve
 from dllm_jax.config import Config
 from dllm_jax.data import text
-from dllm_jax.data.outputs import Finished, ResultFile, Row, difference
-from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
+from dllm_jax.data.outputs import difference
+from dllm_jax.data.prompts import BadLines, Check, Prompt, PromptFile, read, source
+from dllm_jax.data.results import ERRORS, Finished, ResultFile
+from dllm_jax.data.rows import GrowingRows, Row, Rows
+from dllm_jax.data.tally import Tally
 from dllm_jax.decoding import end_tokens
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.decoding.policies.build import companions_of, open_companions
-from dllm_jax.decoding.state import DecodeResult, Timing
-from dllm_jax.errors import UsageError
-from dllm_jax.identity import identity, sources
-from dllm_jax.memory import bytes_per_device, check_fits
-from dllm_jax.mesh import weight_shardings
-from dllm_jax.models.model import Model, abstract_model, random_model
-from dllm_jax.placement import decode_mesh, model_shape
+from dllm_jax.decoding.policies.build import open_companions
+from dllm_jax.decoding.state import DecodeResult
+from dllm_jax.errors import Stopped, UsageError
+from dllm_jax.identity import Digest, identity, sources
+from dllm_jax.metrics import Decoded, counts, environment
+from dllm_jax.opening import check_tokens, load_codec, open_model
+from dllm_jax.placement import decode_mesh
 from dllm_jax.places import only_writer
 from dllm_jax.progress import for_people
-from dllm_jax.settings import TokenizerSettings
-from dllm_jax.version import __version__
+from dllm_jax.questions import Question, Questions
+from dllm_jax.stops import Stop, on_sigterm
 
 SHOWN_ERRORS = 20  # ids of failed rows named on stderr; all are in the output
+
+
+class Score(NamedTuple):
+    """How rows are scored."""
+
+    row: Callable[[Prompt, Row], Row]  # the row with its scores
+    metrics: Callable[[Tally], dict[str, Any]]  # of all rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,32 +57,23 @@ class Job:
     config: Config
     decoder: Decoder
     codec: text.TextCodec | None
-    prompts: list[Prompt]
-    tokens: list[list[int]]  # of every prompt
-    file: ResultFile | None  # None: the caller prints
-    done: dict[int, Row]  # rows of an earlier, unfinished run by index of the prompt
+    questions: Questions
+    file: ResultFile | None  # None: process 0 has it
+    score: Score | None
 
-
-@dataclasses.dataclass(frozen=True)
-class JobResult:
-    """What came out of a job."""
-
-    rows: list[Row]  # in input order
-    timed_rows: list[Row]  # those decoded in this run, to which the next two belong
-    iterations: int
-    columns: int  # see `DecodeResult`
-    timing: Timing
+    @property
+    def output(self) -> ResultFile:
+        """The file, in process 0."""
+        assert self.file
+        return self.file
 
 
 class Outcome(NamedTuple):
     """What a command tells of its job."""
 
-    prompts: list[Prompt]
-    rows: list[Row]  # in input order; those of bad lines that were left out are missing
+    prompts: Sequence[Prompt]  # those that were decoded
+    rows: Sequence[Row]  # in input order; none in processes other than the first
     metrics: dict[str, Any]
-
-
-Score = Callable[[Sequence[Prompt], Sequence[Row]], tuple[list[Row], dict[str, Any]]]  # rows with scores, metrics
 
 
 def run(
@@ -95,69 +97,124 @@ def run(
 
     Raises:
         UsageError: output, prompts, model, tokenizer or mesh do not work out.
+        Stopped: SIGTERM came; what is decoded is written, and the same job goes on there.
     """
-    with opened(config, field=field) as file:
-        bad = BadLines(source(config.input), config.input.on_error)
-        asked = list(prompts) if prompts is not None else read(config.input, bad, check=check)
-        mesh = decode_mesh(config, prompt_length=max(map(_about_tokens, asked)))
+    stopping = on_sigterm() if config.output.path else contextlib.nullcontext(Stop())
+    with stopping as stop, opened(config, field=field) as file, _errors(config, file) as errors:
+        bad = BadLines(source(config.input), config.input.on_error, log=errors.add if errors else None)
+        survey = _Survey(with_answers=command == "decode.eval", check=check)
+        asked = read(config.input, bad, check=survey) if prompts is None else prompts
+        for prompt in prompts or ():
+            survey(prompt)
+        mesh = decode_mesh(config, prompt_length=survey.longest)
         named = config.output.path or hosts.several()
-        itself = identity(config, asked, mesh, command=command) if named else {}
+        itself = identity(config, survey.digest.hexdigest(), mesh, command=command) if named else {}
         if hosts.several():
             here = fingerprint.without_times(itself)
             hosts.same("settings, files and prompts", here, difference=difference)
-        begun = hosts.from_first(lambda: file.begin(itself) if file else {})
-        if isinstance(begun, Finished):
+        finished: list[Finished] = []  # in process 0
+        if metrics := hosts.from_first(lambda: _begin(file, itself, finished)):
             print(f"finished already: {config.output.path}", file=sys.stderr)
-            return Outcome(asked, *begun)
-        job = prepare(config, asked, mesh, bad=bad, file=file, done=begun)
-        if score and not job.codec:
-            raise UsageError(f"tokenizer.path: expected a tokenizer, to score text, got none in {config.model.path!r}")
-        hosts.meet()
-        result = decode(job)
-        scores: dict[str, Any] = {}
-        if score:
-            rows, scores = score(job.prompts, result.rows)
-            result = dataclasses.replace(result, rows=rows)
-        return Outcome(job.prompts, result.rows, finish(job, result, scores=scores))
+            return Outcome(asked, finished[0].rows if finished else Rows([]), metrics)
+        job = prepare(config, asked, mesh, bad=bad, file=file, score=score)
+        if errors:
+            job.output.write_errors(errors.lines() if bad.count else None)
+        decoded = decode(job, stop)
+        metrics = hosts.from_first(lambda: finish(job, decoded, bad_lines=bad.count))
+        rows = file.rows() if file else Rows([])
+        if not config.output.path:
+            rows.hold()
+        return Outcome(job.questions.prompts(), rows, metrics)
+
+
+class _Survey:
+    """What is known of prompts that were seen once: how long they are, about, and what tells them from others."""
+
+    def __init__(self, *, with_answers: bool, check: Check | None) -> None:
+        self.longest = 1  # tokens of the longest, about
+        self.digest = Digest(with_answers=with_answers)
+        self._check = check
+
+    def __call__(self, prompt: Prompt) -> None:
+        if self._check:
+            self._check(prompt)
+        self.longest = max(self.longest, _about_tokens(prompt))
+        self.digest.add(prompt)
+
+
+def _begin(file: ResultFile | None, itself: Mapping[str, Any], finished: list[Finished]) -> dict[str, Any]:
+    """The metrics if the job is finished; what it left goes to `finished`, since rows are not told to others."""
+    if not file or not (found := file.begin(itself)):
+        return {}
+    finished.append(found)
+    return found.metrics
 
 
 @contextlib.contextmanager
 def opened(config: Config, *, field: str) -> Iterator[ResultFile | None]:
-    """The output of a job, checked and locked; None without output.path, and in all processes but the first.
+    """The output of a job, checked and locked; in a temporary folder without output.path; None but in process 0.
 
     Raises:
         UsageError: it cannot be written, is something that the job reads, or another job writes it.
     """
-    if not config.output.path or not hosts.is_first():
+    if not hosts.is_first():
+        yield None
+    elif not config.output.path:
+        with tempfile.TemporaryDirectory(prefix="dllm_jax-") as folder:
+            path = str(Path(folder) / "out.jsonl")
+            yield ResultFile(dataclasses.replace(config.output, path=path, shard_lines=0), field=field)
+    else:
+        file = ResultFile(config.output, field=field)
+        _check_apart(config, file.names, field=field)
+        with only_writer(file.path, field=field):
+            yield file
+
+
+def _check_apart(config: Config, names: Sequence[Path], *, field: str) -> None:
+    """Refuses an output that the job reads."""
+    places = sources(config)
+    if config.input.path and not remote.is_remote(config.input.path):
+        places["input.path"] = Path(config.input.path)
+    fingerprint.check_apart(names, places, field=field)
+
+
+@contextlib.contextmanager
+def _errors(config: Config, file: ResultFile | None) -> Iterator["_Errors | None"]:
+    """Where bad lines are noted until all are found; None if nobody wants them."""
+    if not (file and config.output.path and config.input.on_error == "skip"):
         yield None
         return
-    file = ResultFile(config.output, field=field)
-    places = sources(config)
-    if config.input.path:
-        places["input.path"] = Path(config.input.path)
-    fingerprint.check_apart(file.names, places, field=field)
-    with only_writer(file.path, field=field):
-        yield file
+    with tempfile.TemporaryDirectory(prefix="dllm_jax-") as folder:
+        yield _Errors(Path(folder) / f"lines{ERRORS}")
+
+
+class _Errors(GrowingRows):
+    """Bad lines of the input, by their number."""
+
+    def add(self, number: int, told: str, line: bytes) -> None:
+        """Adds a line and what is wrong with it."""
+        shown = line.decode(errors="backslashreplace")
+        self.append({number: {"line": number, "error": told, "text": shown}})
 
 
 def prepare(
     config: Config,
-    prompts: Sequence[Prompt],
+    asked: Sequence[Prompt],
     mesh: Mesh,
     *,
     bad: BadLines,
     file: ResultFile | None,
-    done: dict[int, Row],
+    score: Score | None,
 ) -> Job:
-    """Loads the models and encodes the prompts.
+    """Loads the models and checks the tokens of all prompts.
 
     Args:
         config: all settings.
-        prompts: what to decode.
+        asked: what to decode.
         mesh: the devices.
         bad: what happens with prompts that cannot be decoded.
         file: where results go.
-        done: rows of an earlier run by index of the prompt.
+        score: adds scores to the output lines.
 
     Raises:
         UsageError: prompts, model or tokenizer do not work out.
@@ -165,167 +222,122 @@ def prepare(
     companions = open_companions(config, mesh)
     model = open_model(config, mesh)
     codec = load_codec(config, model)
-    _check_tokens(model, companions, config=config, codec=codec)
+    check_tokens(model, companions, config=config, codec=codec)
     end_ids = end_tokens.end_tokens(model.config, codec, setting=config.model.eot_token_id)
     decoder = Decoder(model, config, end_ids=end_ids, **companions)
-    kept, tokens = [], []
-    for prompt in prompts:
-        with bad.line(prompt.line):
-            encoded = _encode(prompt, codec)
-            decoder.check(encoded)
-            kept.append(prompt)
-            tokens.append(encoded)
-    bad.report(good=len(kept))
+    questions = Questions(asked, codec)
+    line = asked.text if isinstance(asked, PromptFile) else lambda place: b""
+    for place, prompt in enumerate(asked):
+        with bad.line(prompt.line, text=functools.partial(line, place)):
+            tokens = questions.encode(prompt)
+            decoder.check(tokens)
+            questions.keep(place, prompt, length=len(tokens))
+    bad.report(good=len(questions))
     ends = end_tokens.names(end_ids, codec)
     print("end of text:", ", ".join(f"{i} {name}".strip() for i, name in ends.items()), file=sys.stderr)
-    return Job(config=config, decoder=decoder, codec=codec, prompts=kept, tokens=tokens, file=file, done=done)
+    if score and not codec:
+        raise UsageError(f"tokenizer.path: expected a tokenizer, to score text, got none in {config.model.path!r}")
+    hosts.meet()
+    return Job(config=config, decoder=decoder, codec=codec, questions=questions, file=file, score=score)
 
 
-def decode(job: Job) -> JobResult:
-    """Decodes the prompts that are not done yet; finished batches go to the partial file at once."""
-    pending = [place for place, prompt in enumerate(job.prompts) if prompt.index not in job.done]
-    fresh: dict[int, Row] = {}
-    iterations, columns, timing = 0, 0, Timing(0.0, 0.0, 0, 0)
-    with rich.progress.Progress(**for_people()) as progress:
-        bar = progress.add_task("decoding", total=len(job.prompts), completed=len(job.prompts) - len(pending))
-        indices = [job.prompts[place].index for place in pending]
-        for batch, result in job.decoder.stream([job.tokens[place] for place in pending], rows=indices):
-            places = [pending[i] for i in batch]
-            prompts = [job.prompts[place] for place in places]
-            rows = {prompt.index: _row(prompt, result, i, job.codec) for i, prompt in enumerate(prompts)}
-            if job.config.output.trace:
-                for i, place in enumerate(places):
-                    rows[prompts[i].index] |= _trace(job, result, i, prompt_ids=job.tokens[place])
-            if job.file:
-                job.file.append(rows)
-            fresh |= rows
-            iterations, columns = iterations + result.iterations, columns + result.columns
-            timing += result.timing
-            progress.advance(bar, len(batch))
-    rows = job.done | fresh
-    return JobResult([rows[prompt.index] for prompt in job.prompts], list(fresh.values()), iterations, columns, timing)
-
-
-def finish(job: Job, result: JobResult, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts the metrics together and, with output.path, writes results and metrics in their final place.
+def decode(job: Job, stop: Stop) -> Decoded:
+    """Decodes the prompts that are not done yet; finished rows go to the partial file at once.
 
     Args:
         job: from `prepare`.
-        result: from `decode`.
-        scores: further metrics, in front of the common ones.
+        stop: asked between batches whether to end early.
+
+    Raises:
+        UsageError: a finished file of the output was changed.
+        Stopped: it had to end.
+    """
+    decoded, total = Decoded(), len(job.questions)
+    with rich.progress.Progress(**for_people()) as progress:
+        bar = progress.add_task("decoding", total=total)
+        for number, part in enumerate(hosts.from_first(lambda: _divide(job))):
+            there = _there(job, number)
+            if there is None:
+                progress.update(bar, completed=part.stop)
+                continue
+            pending = job.questions.without(part, there)
+            done = part.stop - len(pending)
+            stream = job.decoder.stream(pending, lengths=pending.lengths, rows=pending.indices, halted=stop)
+            for places, result in stream:
+                questions = [pending.take(place) for place in places]
+                if job.file:
+                    lines = enumerate(questions)
+                    job.file.append({each.prompt.index: _line(job, each, result, i) for i, each in lines})
+                decoded.add(result)
+                done += len(places)
+                progress.update(bar, completed=done)
+            if done < part.stop:
+                raise Stopped(f"stopped: {done} of {total} lines are done; start the same command again to go on")
+            _close(job, number)
+    return decoded
+
+
+def _divide(job: Job) -> list[range]:
+    """Which places go to which file of the output."""
+    parts = job.output.divide(len(job.questions))
+    if len(job.output.targets) > 1:
+        _check_apart(job.config, job.output.targets, field=job.output.field)
+    return parts
+
+
+def _there(job: Job, number: int) -> np.ndarray | None:
+    """Indices of the rows that are there of a file of the output; None if the file is done."""
+    return hosts.from_first(lambda: job.output.done(number))
+
+
+def _close(job: Job, number: int) -> None:
+    """Writes a file of the output."""
+    hosts.from_first(lambda: job.output.close(number))
+
+
+def finish(job: Job, decoded: Decoded, *, bad_lines: int) -> dict[str, Any]:
+    """Puts the metrics together and writes what is left to write.
+
+    Args:
+        job: from `prepare`.
+        decoded: from `decode`.
+        bad_lines: lines of the input that were left out.
 
     Returns:
         All metrics. Seconds, iterations, columns and rates cover the `timed_samples` decoded in this run.
     """
     ends = {str(i): name for i, name in end_tokens.names(job.decoder.end_ids, job.codec).items()}
-    metrics = {
-        **scores,
-        **_counts(job, result),
-        "end_tokens": ends,
-        **environment(config=job.config, model=job.decoder.model),
-    }
-    if job.file:
-        job.file.finish(result.rows, metrics)
-    return metrics
+
+    def metrics_of(tally: Tally) -> dict[str, Any]:
+        return {
+            **(job.score.metrics(tally) if job.score else {}),
+            **counts(tally, decoded, gen_length=job.config.decode.gen_length),
+            "num_bad_lines": bad_lines,
+            "end_tokens": ends,
+            **environment(config=job.config, model=job.decoder.model),
+        }
+
+    return job.output.finish(metrics_of)
 
 
-def exit_code(rows: Sequence[Row]) -> int:
+def exit_code(outcome: Outcome) -> int:
     """The exit code of a finished job: 1 if rows ended with an error, which are named on stderr, else 0."""
-    failed = [str(row["id"]) for row in rows if row["finish_reason"] == "error"]
-    if not failed:
+    count = outcome.metrics["num_errors"]
+    if not count:
         return 0
-    shown = ", ".join(failed[:SHOWN_ERRORS]) + (", ..." if len(failed) > SHOWN_ERRORS else "")
+    failed: list[str] = []
+    for row in outcome.rows:
+        if row["finish_reason"] == "error":
+            failed.append(str(row["id"]))
+        if len(failed) == min(count, SHOWN_ERRORS):
+            break
+    shown = ", ".join(failed) + (", ..." if count > SHOWN_ERRORS else "")
     print(
-        f"error: {len(failed)} of {len(rows)} rows ended with finish_reason error (the model gave NaN or infinite "
-        f"numbers, or decoding did not end within the forwards it can need): {shown}",
+        f"error: {count} of {outcome.metrics['num_samples']} rows ended with finish_reason error (the model gave NaN "
+        f"or infinite numbers, or decoding did not end within the forwards it can need): {shown}",
         file=sys.stderr,
     )
     return 1
-
-
-def summary(metrics: Mapping[str, Any]) -> str:
-    """The metrics for a reader, in a few lines."""
-    lines = [
-        f"{metrics['num_samples']} samples: {metrics['num_tokens']} tokens in {metrics['nfe_sum']} forwards, "
-        f"{metrics['tokens_per_forward']:.2f} tokens per forward ({metrics['committed_per_forward']:.2f} committed, "
-        "with those behind the end of text)",
-        f"compile {metrics['compile_seconds']:.1f} s (programs: {metrics['compilations']}, "
-        f"from the compilation cache: {metrics['cache_hits']}), "
-        f"decode {metrics['decode_seconds']:.2f} s on {metrics['device']['kind']}, {metrics['dtype']}",
-    ]
-    if metrics["timed_samples"]:
-        lines[1] += (
-            f": {metrics['tokens_per_second']:.1f} tokens/s to the end of text, "
-            f"{metrics['canvas_tokens_per_second']:.1f} of the whole canvas"
-        )
-    if metrics["timed_samples"] < metrics["num_samples"]:
-        lines.append(f"seconds and rates cover the {metrics['timed_samples']} samples decoded in this run")
-    return "\n".join(lines)
-
-
-def open_model(config: Config, mesh: Mesh) -> Model:
-    """The checkpoint of model.path, or random weights with the shape of model.preset."""
-    settings = config.model
-    if not settings.preset:
-        track = functools.partial(rich.progress.track, description="loading", **for_people())
-        return load_model(
-            settings.path,
-            dtype=settings.dtype,
-            quantize=settings.quantize,
-            mesh=mesh,
-            verify=settings.verify,
-            track=track,
-        )
-    shape, dtype = model_shape(config, platform=mesh.devices.flat[0].platform)
-    _, abstract = abstract_model(shape, dtype=dtype)
-    check_fits(
-        bytes_per_device(abstract, weight_shardings(abstract, mesh)), mesh, field="model.preset", got=settings.preset
-    )
-    return random_model(shape, dtype=dtype, mesh=mesh, seed=config.decode.seed)
-
-
-def _check_tokens(model: Model, networks: Mapping[str, Any], *, config: Config, codec: text.TextCodec | None) -> None:
-    """Compares the tokens of the model with those of the policy's own networks."""
-    for companion in companions_of(config):
-        theirs = text.load(companion.place(config), TokenizerSettings(chat_template="off"))
-        companion.check_tokens(
-            networks[companion.name],
-            model,
-            model_tokens=codec.tokenizer.get_vocab() if codec else None,
-            tokens=theirs.tokenizer.get_vocab() if theirs else None,
-        )
-
-
-def load_codec(config: Config, model: Model) -> text.TextCodec | None:
-    """The tokenizer of tokenizer.path, else of the model's folder; None if that has none.
-
-    Raises:
-        UsageError: it cannot be read, or belongs to another model.
-    """
-    path = config.tokenizer.path or model.path
-    if not path:
-        return None
-    codec = text.load(resolve(path, field="tokenizer.path"), config.tokenizer)
-    if codec:
-        text.check_vocabulary(codec, model.config.vocab_size)
-    elif config.tokenizer.path:
-        raise UsageError(
-            f"tokenizer.path: expected tokenizer.json or vocab.json and merges.txt in {path!r}, got neither"
-        )
-    return codec
-
-
-def open_text_model(config: Config, mesh: Mesh) -> tuple[Model, text.TextCodec, tuple[int, ...]]:
-    """The model, its tokenizer and the tokens that end a text, for commands that cannot do without text.
-
-    Raises:
-        UsageError: one of them is missing or broken.
-    """
-    model = open_model(config, mesh)
-    codec = load_codec(config, model)
-    if codec is None:
-        raise UsageError(f"tokenizer.path: expected a tokenizer, to read text, got none in {model.path!r}")
-    return model, codec, end_tokens.end_tokens(model.config, codec, setting=config.model.eot_token_id)
 
 
 def _about_tokens(prompt: Prompt) -> int:
@@ -336,12 +348,12 @@ def _about_tokens(prompt: Prompt) -> int:
     return sum(map(len, texts)) // 2 + 1
 
 
-def _encode(prompt: Prompt, codec: text.TextCodec | None) -> list[int]:
-    if codec:
-        return codec.encode(prompt)
-    if prompt.prompt_ids is None:
-        raise UsageError("expected prompt_ids, since the model's folder has no tokenizer (tokenizer.path), got text")
-    return list(prompt.prompt_ids)
+def _line(job: Job, question: Question, result: DecodeResult, i: int) -> Row:
+    """The output line of row `i` of a batch, with all that was asked for."""
+    row = _row(question.prompt, result, i, job.codec)
+    if job.config.output.trace:
+        row |= _trace(job, result, i, prompt_ids=question.tokens)
+    return job.score.row(question.prompt, row) if job.score else row
 
 
 def _row(prompt: Prompt, result: DecodeResult, i: int, codec: text.TextCodec | None) -> Row:
@@ -366,48 +378,4 @@ def _trace(job: Job, result: DecodeResult, i: int, *, prompt_ids: list[int]) -> 
         "pieces": job.codec.pieces(result.tokens_BG[i].tolist()) if job.codec else None,
         "confidence": [round(float(c), 6) for c in result.confidence_BG[i]],
         "block_length": job.decoder.block_length,
-    }
-
-
-def _counts(job: Job, result: JobResult) -> dict[str, Any]:
-    """Tokens, forwards and seconds of all rows, or of those decoded in this run."""
-    num_tokens = sum(row["num_tokens"] for row in result.rows)
-    nfe = sum(row["nfe"] for row in result.rows)
-    timed_tokens = sum(row["num_tokens"] for row in result.timed_rows)
-    timed_canvas = len(result.timed_rows) * job.config.decode.gen_length
-    seconds = result.timing.decode_seconds
-    phases = [row.get("forwards_by_phase", {}) for row in result.rows]
-    by_phase = {phase: sum(counts[phase] for counts in phases) for phase in phases[0]}
-    return {
-        "tokens_per_forward": num_tokens / nfe,
-        "committed_per_forward": sum(step > 0 for row in result.rows for step in row["commit_step"]) / nfe,
-        "tokens_per_second": timed_tokens / seconds if seconds else None,
-        "canvas_tokens_per_second": timed_canvas / seconds if seconds else None,
-        "num_samples": len(result.rows),
-        "num_tokens": num_tokens,
-        "nfe_sum": nfe,
-        "nfe_mean": nfe / len(result.rows),
-        "num_errors": sum(row["finish_reason"] == "error" for row in result.rows),
-        **({"forwards_by_phase": by_phase} if by_phase else {}),
-        "timed_samples": len(result.timed_rows),
-        "iterations": result.iterations,
-        "columns": result.columns,
-        **dataclasses.asdict(result.timing),
-    }
-
-
-def environment(*, config: Any, model: Model) -> dict[str, Any]:
-    """What metrics were measured with."""
-    device = model.mesh.devices.flat[0]
-    packages = ("jax", "jaxlib", "flax", "numpy")
-    return {
-        "dtype": str(model.dtype),
-        "device": {"platform": device.platform, "kind": device.device_kind, "count": jax.device_count()},
-        "mesh": dict(model.mesh.shape),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-            "dllm_jax": __version__,
-        },
-        "config": dataclasses.asdict(config),
     }

@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 
 from decode.run import main
-from dllm_jax import cli, jobs
+from dllm_jax import cli, jobs, opening
 from dllm_jax.checkpoints.load import ASSETS
 from dllm_jax.data import text
 from dllm_jax.data.prompts import Prompt
@@ -178,7 +178,7 @@ def test_bad_line_fails_or_is_left_out(
 def test_unwritable_output(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, prompts: Path, tmp_path: Path, name: str
 ) -> None:
-    monkeypatch.setattr(jobs, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(opening, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     line = refused(capsys, f"input.path={prompts}", f"output.path={tmp_path / name}")
     assert f"output.path: expected a {'place apart' if name == 'in.jsonl' else 'file that can be written'}" in line
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs.ablations import dico
 from decode import sweep
-from dllm_jax import jobs
+from dllm_jax import opening
 from dllm_jax.config import Config
 from dllm_jax.data import tasks
 
@@ -51,8 +51,8 @@ def test_variants_side_by_side(
         assert cells[2] == pytest.approx(sum(cells[3:]), abs=0.2) == pytest.approx(metrics["nfe_mean"], abs=0.2)
     assert metrics["config"]["dico"]["weighting"] == "none"
 
-    loaded, load = [], jobs.load_model
-    monkeypatch.setattr(jobs, "load_model", lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs))
+    loaded, load = [], opening.load_model
+    monkeypatch.setattr(opening, "load_model", lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs))
     (folder / "no_guidance.jsonl").unlink()  # as if it had been cut off in its second variant
     (folder / "no_guidance.jsonl.metrics.json").unlink()
     for finished, loads in ((1, 1), (2, 0)):

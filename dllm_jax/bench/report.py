@@ -9,7 +9,6 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from dllm_jax import jobs
 from dllm_jax.bench.ceilings import Ceilings, measure_ceilings
 from dllm_jax.bench.ending import with_eos_logit
 from dllm_jax.bench.measure import DecodeTiming, StepTiming, memory_source, time_decode, time_steps
@@ -18,7 +17,9 @@ from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.build import open_companions
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import own_device
+from dllm_jax.metrics import environment
 from dllm_jax.models.model import Model, computing
+from dllm_jax.opening import open_model
 from dllm_jax.placement import decode_mesh
 from dllm_jax.settings import numbers
 
@@ -39,7 +40,7 @@ def measure(config: Config) -> dict[str, Any]:
     sizes = numbers("bench.batch_sizes", config.bench.batch_sizes)
     largest = dataclasses.replace(config, decode=dataclasses.replace(config.decode, batch_size=max(sizes)))
     mesh = decode_mesh(largest, prompt_length=config.bench.prompt_length, batch_multiple=math.gcd(*sizes))
-    model = jobs.open_model(config, mesh)
+    model = open_model(config, mesh)
     if config.bench.eos_logit:
         model = with_eos_logit(model, config.bench.eos_logit, gen_length=config.decode.gen_length)
     companions = open_companions(config, mesh)
@@ -59,7 +60,7 @@ def measure(config: Config) -> dict[str, Any]:
         "decodes": [_decode_entry(timing) for timing in decodes],
         "ceilings": dataclasses.asdict(ceilings),
         "peak_memory_source": source,
-        **jobs.environment(config=config, model=model),
+        **environment(config=config, model=model),
     }
 
 

@@ -12,8 +12,8 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from dllm_jax import hosts
-from dllm_jax.checkpoints import store
+from dllm_jax import hosts, remote
+from dllm_jax.checkpoints import elsewhere, store
 from dllm_jax.checkpoints.load import ASSETS, PARAMS
 from dllm_jax.errors import UsageError
 from dllm_jax.models.filter import ConfidenceFilter, FilterConfig
@@ -50,6 +50,8 @@ def resolve_filter(path: str | Path) -> Path:
     Raises:
         UsageError: neither.
     """
+    if remote.is_remote(path):
+        return elsewhere.copied(str(path), field="filter.path")
     if Path(path).exists():
         return Path(path)
     bundled = sorted(file.parent.name for file in ASSETS.glob(f"*/{SAFETENSORS}"))

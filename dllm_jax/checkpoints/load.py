@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dllm_jax.checkpoints import files, foreign, hf, layout, store
+from dllm_jax import remote
+from dllm_jax.checkpoints import elsewhere, files, foreign, hf, layout, store
 from dllm_jax.checkpoints.assembly import Assembly
 from dllm_jax.checkpoints.manifest import NAME as MANIFEST
 from dllm_jax.checkpoints.manifest import verify_folder
@@ -29,12 +30,14 @@ def resolve(path: str | Path, *, field: str = "model.path") -> Path:
     """The folder of a checkpoint given as a folder or as the name of a bundled one; an existing folder wins.
 
     Args:
-        path: what the user gave; may be a folder of Hugging Face's cache, of which the result is the snapshot.
+        path: what the user gave; may be a URL, or a folder of Hugging Face's cache, whose snapshot is the result.
         field: the setting it came from, for the error.
 
     Raises:
         UsageError: neither, or a folder with stand-ins for files (git-lfs, broken links).
     """
+    if remote.is_remote(path):
+        path = elsewhere.copied(str(path), field=field)
     if os.path.isdir(path):
         folder = foreign.snapshot(Path(path), field=field)
         foreign.refuse_stand_ins(folder, field=field)

@@ -2,21 +2,21 @@
 
 import contextlib
 import dataclasses
-import gzip
+import functools
 import json
 import math
 import sys
-import zlib
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from dllm_jax.data import formats
+from dllm_jax.data.lines import Lines, open_lines
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import InputSettings
 
 BUILT_IN = Path(__file__).parents[1] / "assets" / "prompts.jsonl"
-_GZIP = b"\x1f\x8b"  # how such a file begins
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,15 @@ class BadLines:
     on_error: str  # input.on_error
     count: int = 0
     first: str = ""
+    log: Callable[[int, str, bytes], object] | None = None  # with `skip`, takes number, error and text of each
 
     @contextlib.contextmanager
-    def line(self, number: int) -> Iterator[None]:
+    def line(self, number: int, *, text: Callable[[], bytes] = lambda: b"") -> Iterator[None]:
         """Guards the work on one line; with `skip` a `UsageError` inside ends that work only.
+
+        Args:
+            number: of the line, from 1.
+            text: gives the line.
 
         Raises:
             UsageError: with `fail`, the error with the file and the line in front.
@@ -60,6 +65,8 @@ class BadLines:
                 raise UsageError(message) from None
             self.count += 1
             self.first = self.first or message
+            if self.log:
+                self.log(number, str(error), text())
 
     def report(self, good: int) -> None:
         """Says on stderr how many lines were left out.
@@ -73,6 +80,56 @@ class BadLines:
             raise UsageError(f"{self.source}: expected at least one good line, got none")
 
 
+class PromptFile(Sequence[Prompt]):
+    """The prompts of a file, each read again when it is asked for: a few numbers are held of every line.
+
+    Args:
+        lines: of the file, none of them kept yet.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._numbers, self._indices = array("I"), array("I")  # of the kept lines: in the file, among the filled ones
+
+    def scan(self, bad: BadLines, *, check: Check | None = None) -> None:
+        """Reads the whole file and keeps the good lines.
+
+        Args:
+            bad: what happens with malformed lines.
+            check: raises `UsageError` for lines that are no good for other reasons.
+
+        Raises:
+            UsageError: `bad` fails at a line.
+        """
+        for index, (offset, number, line) in enumerate(self._lines.scan()):
+            with bad.line(number, text=functools.partial(bytes, line)):
+                prompt = _prompt(line, index=index, number=number)
+                if check:
+                    check(prompt)
+                self._lines.keep(offset)
+                self._numbers.append(number)
+                self._indices.append(index)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Prompt: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Prompt]: ...
+    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        return _prompt(self._lines.read(place), index=self._indices[place], number=self._numbers[place])
+
+    def __iter__(self) -> Iterator[Prompt]:
+        return (self[place] for place in range(len(self)))
+
+    def text(self, place: int) -> bytes:
+        """The line of a prompt."""
+        return self._lines.read(place)
+
+
 def source(settings: InputSettings) -> str:
     """The name of the input in messages."""
     return "input.prompt" if settings.prompt else settings.path or "built-in prompts"
@@ -80,46 +137,39 @@ def source(settings: InputSettings) -> str:
 
 def read(
     settings: InputSettings, bad: BadLines, *, check: Check | None = None, field: str = "input.path"
-) -> list[Prompt]:
+) -> Sequence[Prompt]:
     """The prompts the settings ask for; blank lines are ignored.
 
     Args:
         settings: where from.
         bad: what happens with malformed lines.
-        check: raises `UsageError` for lines that are no good for other reasons.
+        check: raises `UsageError` for lines that are no good for other reasons; sees all good ones in their order.
         field: the setting the path came from, for errors.
+
+    Returns:
+        One prompt, or a `PromptFile`.
 
     Raises:
         UsageError: the file cannot be read or is empty, or `bad` fails at a line.
     """
     if settings.prompt:
-        return [Prompt(index=0, line=1, id=0, text=formats.checked_text(settings.prompt, "input.prompt"))]
-    prompts = []
-    lines = _content(Path(settings.path or BUILT_IN), field=field).split(b"\n")
-    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    for index, (number, line) in enumerate(filled):
-        with bad.line(number):
-            given: dict[str, Any] = {"id": index} | formats.fields(_record(line))
-            prompt = Prompt(index=index, line=number, **given)
-            if check:
-                check(prompt)
-            prompts.append(prompt)
-    if not filled:
+        prompt = Prompt(index=0, line=1, id=0, text=formats.checked_text(settings.prompt, "input.prompt"))
+        if check:
+            check(prompt)
+        return [prompt]
+    prompts = PromptFile(open_lines(settings.path or str(BUILT_IN), field=field))
+    prompts.scan(bad, check=check)
+    if not prompts and not bad.count:
         raise UsageError(f"{field}: expected at least one line of JSON, got an empty file {settings.path!r}")
     if not prompts:
         bad.report(good=0)
     return prompts
 
 
-def _content(path: Path, *, field: str) -> bytes:
-    """The bytes of a file, unpacked if they are gzipped."""
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content.startswith(_GZIP) else content
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UsageError(f"{field}: expected a whole gzip file, got {str(path)!r} ({error})") from None
-    except OSError as error:
-        raise UsageError(f"{field}: expected a readable file, got {str(path)!r} ({error.strerror})") from None
+def _prompt(line: bytes, *, index: int, number: int) -> Prompt:
+    """The prompt of a line."""
+    given: dict[str, Any] = {"id": index} | formats.fields(_record(line))
+    return Prompt(index=index, line=number, **given)
 
 
 def _record(line: bytes) -> dict[str, Any]:

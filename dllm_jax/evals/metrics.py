@@ -1,21 +1,22 @@
 """From scored samples to the numbers of a table: accuracy with its uncertainty, forwards, tokens per forward."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import Any
 
 from scipy.stats import binomtest
 
+from dllm_jax.data.tally import Sums, Tally
+
 CONFIDENCE_LEVEL = 0.95
 Sample = Mapping[str, Any]  # an output line with task, correct, nfe and num_tokens
 
 
-def summarize(samples: Sequence[Sample]) -> dict[str, Any]:
+def summarize(samples: Iterable[Sample] | Tally) -> dict[str, Any]:
     """Accuracy and cost over all samples and per task.
 
     Args:
-        samples: at least one.
+        samples: at least one, or their sums.
 
     Returns:
         Over all samples: `num_samples`, `accuracy` (micro: the share of samples that are correct), `accuracy_interval`
@@ -23,24 +24,22 @@ def summarize(samples: Sequence[Sample]) -> dict[str, Any]:
         `tokens_per_forward` (all tokens up to the end of text / all forwards). Per task, as mappings from its name: the
         same names with `_by_task`, except `accuracy_macro`.
     """
-    by_task = defaultdict(list)
-    for sample in samples:
-        by_task[sample["task"]].append(sample)
-    tasks = {task: _summarize(own) for task, own in by_task.items()}
-    overall = _summarize(samples)
+    tally = samples if isinstance(samples, Tally) else Tally(samples)
+    tasks = {task: _summarize(own) for task, own in tally.by_task.items()}
+    overall = _summarize(tally.total)
     overall["accuracy_macro"] = fmean(own["accuracy"] for own in tasks.values())
     for name in next(iter(tasks.values())):
         overall[f"{name}_by_task"] = {task: own[name] for task, own in tasks.items()}
     return overall
 
 
-def _summarize(samples: Sequence[Sample]) -> dict[str, Any]:
-    correct, forwards = sum(sample["correct"] for sample in samples), sum(sample["nfe"] for sample in samples)
-    interval = binomtest(correct, len(samples)).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
+def _summarize(sums: Sums) -> dict[str, Any]:
+    count, correct = sums["rows"], sums["correct"]
+    interval = binomtest(correct, count).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
     return {
-        "num_samples": len(samples),
-        "accuracy": correct / len(samples),
+        "num_samples": count,
+        "accuracy": correct / count,
         "accuracy_interval": [float(interval.low), float(interval.high)],
-        "nfe_mean": forwards / len(samples),
-        "tokens_per_forward": sum(sample["num_tokens"] for sample in samples) / forwards,
+        "nfe_mean": sums["nfe"] / count,
+        "tokens_per_forward": sums["num_tokens"] / sums["nfe"],
     }

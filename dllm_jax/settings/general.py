@@ -54,12 +54,16 @@ class InputSettings(Section):
 
     path: str = setting(
         "",
-        "JSONL file of prompts: id + prompt, messages or prompt_ids (default: built-in examples); also .gz, and "
-        "lines of ShareGPT, alpaca, GSM8K, MATH, HumanEval, MBPP and lm-eval logs",
+        "JSONL file of prompts, or a URL: id + prompt, messages or prompt_ids (default: built-in examples); also .gz, "
+        "and lines of ShareGPT, alpaca, GSM8K, MATH, HumanEval, MBPP and lm-eval logs",
         filled=True,
     )
     prompt: str = setting("", "one prompt, instead of input.path", filled=True)
-    on_error: str = setting("fail", "what a bad input line does: stop, or be left out", choices=("fail", "skip"))
+    on_error: str = setting(
+        "fail",
+        "what a bad input line does: stop, or be left out (listed in output.path + .errors.jsonl)",
+        choices=("fail", "skip"),
+    )
 
     def check(self, name: str, config: Any) -> None:
         """A prompt comes from one place."""
@@ -71,7 +75,22 @@ class InputSettings(Section):
 class OutputSettings(Section):
     """Where results go."""
 
-    path: str = setting("", "JSONL file of results; metrics go beside it (default: print)")
+    path: str = setting(
+        "", "JSONL file of results, or a URL of one (gs://, s3://); metrics go beside it (default: print)"
+    )
+    shard_lines: int = setting(
+        0,
+        "lines of a file, as in NAME-00000-of-00010.jsonl, each finished before the next begins (0: one file)",
+        least=0,
+    )
+    shards: str = setting(
+        "leave",
+        "what happens with these files at the end: left, or merged into output.path",
+        choices=("leave", "merge"),
+    )
+    spool: str = setting(
+        "~/.cache/dllm_jax/outputs", "folder on this machine where an output grows that is a URL", filled=True
+    )
     trace: bool = setting(False, "keep in every line what a viewer of the decoding needs: prompt, pieces, confidences")
     overwrite: bool = setting(False, "replace an output, finished or not, of other settings, prompts or weights")
 

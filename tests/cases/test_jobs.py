@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dllm_jax import cli, jobs, memory
+from dllm_jax import cli, jobs, memory, opening
 from dllm_jax.checkpoints import convert, fingerprint
 from dllm_jax.checkpoints.load import ASSETS
 from dllm_jax.config import Config
@@ -57,7 +57,7 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def nothing_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fails if a model is loaded."""
-    monkeypatch.setattr(jobs, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(opening, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
 
 
 def metrics_of(out: Path) -> Path:
@@ -68,7 +68,9 @@ def cut_off(out: Path, *, rows: int) -> None:
     """Puts a finished job back to where it had decoded so many rows."""
     identity = json.loads(metrics_of(out).read_text())["identity"]
     lines = [{"index": i, **json.loads(line)} for i, line in enumerate(out.read_text().splitlines()[:rows])]
-    out.with_name(out.name + ".partial").write_text("".join(json.dumps(line) + "\n" for line in (identity, *lines)))
+    out.with_name(out.name + ".partial").write_text(
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (identity, *lines))
+    )
     out.unlink()
     metrics_of(out).unlink()
 
@@ -99,7 +101,7 @@ def test_a_finished_job_says_so_and_costs_nothing(
     first = run(*settings)
     written = out.read_bytes(), metrics_of(out).read_bytes()
     assert first.code == 0
-    monkeypatch.setattr(jobs, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(opening, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     again = run(*settings, "output.overwrite=true", "model.verify=false")
     assert (again.code, again.out) == (0, first.out)
     assert again.err == f"finished already: {out}\n"
@@ -149,7 +151,7 @@ def test_failed_rows_fail_again(
 ) -> None:
     nan = (*settings, f"model.path={checkpoints / 'llada-nan'}")
     first = run(*nan)
-    monkeypatch.setattr(jobs, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(opening, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
     again = run(*nan)
     assert first.code == again.code == 1
     assert first.err.splitlines()[-1] == again.err.splitlines()[-1]
@@ -163,7 +165,7 @@ def test_other_weights_at_the_same_path(
     swap_rows(model / "model.safetensors")
     told = "got another model.safetensors of model.path (output.overwrite=true"
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+        patch.setattr(opening, "load_model", lambda *args, **kwargs: pytest.fail("the model was loaded"))
         assert told in run(*settings).error  # finished
         cut_off(out, rows=2)
         assert told in run(*settings).error  # unfinished

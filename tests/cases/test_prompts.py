@@ -56,7 +56,7 @@ REFUSED = {
 
 
 def read_file(path: Path) -> list[Prompt]:
-    return read(InputSettings(path=str(path)), BadLines(str(path), "fail"))
+    return list(read(InputSettings(path=str(path)), BadLines(str(path), "fail")))
 
 
 def read_line(folder: Path, record: dict[str, Any] | str) -> Prompt:

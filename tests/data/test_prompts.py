@@ -13,7 +13,7 @@ def read_lines(tmp_path: Path, *lines: str | bytes, on_error: str = "fail") -> t
     path.write_bytes(b"\n".join(line.encode() if isinstance(line, str) else line for line in lines))
     settings = InputSettings(path=str(path), on_error=on_error)
     bad = BadLines(source(settings), on_error)
-    return read(settings, bad), bad, str(path)
+    return list(read(settings, bad)), bad, str(path)
 
 
 def test_three_kinds_of_prompts(tmp_path: Path) -> None:

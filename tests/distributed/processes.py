@@ -75,6 +75,13 @@ def finished(process: subprocess.Popen[str]) -> Done:
     return Done(process.returncode, out, err)
 
 
+def ended_well(results: list[Done]) -> Done:
+    """What process 0 left, if all ended well and only it spoke."""
+    assert [done.code for done in results] == [0] * len(results), results
+    assert not any(done.out or done.err for done in results[1:]), results
+    return results[0]
+
+
 def environment(devices: int) -> dict[str, str]:
     """That of a process with CPU devices; LLVM optimises little, as in all tests."""
     flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"

@@ -9,7 +9,7 @@ import pytest
 
 from dllm_jax.checkpoints.load import ASSETS
 from tests.checkpoints.folders import one_layer
-from tests.distributed.processes import LIMIT, LOST, Done, finished, run, started
+from tests.distributed.processes import LIMIT, LOST, ended_well, finished, run, started
 
 pytestmark = pytest.mark.slow
 SHORT = ("--config=threshold", "decode.gen_length=32", "decode.batch_size=4")
@@ -39,13 +39,6 @@ FITTED = (
     "fit.checkpoint_every=10",
     "report.thresholds=0.5",
 )
-
-
-def ended_well(results: list[Done]) -> Done:
-    """What process 0 left, if all ended well and only it spoke."""
-    assert [done.code for done in results] == [0] * len(results), results
-    assert not any(done.out or done.err for done in results[1:]), results
-    return results[0]
 
 
 @pytest.fixture(scope="module")

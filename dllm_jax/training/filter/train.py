@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
-from dllm_jax import hosts, jobs
+from dllm_jax import hosts
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.filters import save_filter
 from dllm_jax.checkpoints.fingerprint import check_apart
@@ -21,7 +21,9 @@ from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.identity import basis, digest, sources
 from dllm_jax.mesh import make_mesh
+from dllm_jax.metrics import environment
 from dllm_jax.models.filter import FilterConfig
+from dllm_jax.opening import open_text_model
 from dllm_jax.places import only_writer
 from dllm_jax.training.filter.collect import collect
 from dllm_jax.training.filter.config import FilterTraining
@@ -131,7 +133,7 @@ def _train(
         "epochs": fitted.history[-1].epoch,
         "parameters": sum((inputs + 1) * outputs for inputs, outputs in network.layer_sizes),
         "seconds": seconds,
-        **jobs.environment(config=config, model=decoder.model),
+        **environment(config=config, model=decoder.model),
         IDENTITY: {**identity, **_reported(config, asked)},
     }
     _export(config, fitted, run=run, metrics=metrics)
@@ -157,7 +159,7 @@ def open_decoder(config: FilterTraining) -> tuple[Decoder, text.TextCodec]:
     """
     decoding = config.decoding()
     mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.decode.batch_size)
-    model, codec, end_ids = jobs.open_text_model(decoding, mesh)
+    model, codec, end_ids = open_text_model(decoding, mesh)
     return Decoder(model, decoding, end_ids=end_ids), codec
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import rich.progress
 
 from dllm_jax.data import samples, tasks
-from dllm_jax.data.outputs import Row
 from dllm_jax.data.prompts import BadLines, Prompt
+from dllm_jax.data.rows import Row
 from dllm_jax.data.samples import Sample
 from dllm_jax.data.text import TextCodec
 from dllm_jax.errors import UsageError

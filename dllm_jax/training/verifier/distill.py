@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from dllm_jax import jobs
+from dllm_jax import hosts, jobs
 from dllm_jax.config import Config
-from dllm_jax.data.outputs import Row
 from dllm_jax.data.prompts import Prompt
+from dllm_jax.data.rows import Row
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import InputSettings, OutputSettings
 
@@ -33,7 +33,8 @@ def own_answers(prompts: Sequence[Prompt], config: Config, *, source: str, path:
     settings = dataclasses.replace(
         config, input=InputSettings(path=source), output=OutputSettings(path=str(path), overwrite=overwrite)
     )
-    return _complete(jobs.run(settings, command="decode.run", prompts=prompts, field=FIELD).rows, path)
+    outcome = jobs.run(settings, command="decode.run", prompts=prompts, field=FIELD)
+    return _complete(hosts.from_first(lambda: list(outcome.rows)), path)
 
 
 def answer_tokens(row: Row) -> list[int]:

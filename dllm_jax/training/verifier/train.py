@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from dllm_jax import hosts, jobs
+from dllm_jax import hosts
 from dllm_jax.checkpoints import files, hf
 from dllm_jax.checkpoints.load import resolve
 from dllm_jax.data import text
@@ -23,9 +23,11 @@ from dllm_jax.decoding.end_tokens import end_of_turn
 from dllm_jax.errors import UsageError
 from dllm_jax.identity import basis, digest, sources
 from dllm_jax.mesh import batch_multiple, make_mesh
+from dllm_jax.metrics import environment
 from dllm_jax.models import qwen2
 from dllm_jax.models.model import Model, computing
 from dllm_jax.models.transformer import TransformerConfig
+from dllm_jax.opening import open_text_model
 from dllm_jax.training.loop import fit
 from dllm_jax.training.run import METRICS, RunFolder, opened
 from dllm_jax.training.trainer import Trainer
@@ -107,7 +109,7 @@ def _train(
         "training_samples": len(training),
         "held_out_samples": len(held_out),
         "parameters": sum(math.prod(p.shape) for p in jax.tree.leaves(trainer.abstract.params)),
-        **jobs.environment(config=config, model=teacher.model),
+        **environment(config=config, model=teacher.model),
         IDENTITY: identity,
     }
     export(trainer.model(state), run.target, tokenizer=teacher.tokenizer, metrics=metrics, settings=config)
@@ -154,7 +156,7 @@ def open_teacher(config: VerifierTraining, mesh: Mesh) -> Teacher:
     Raises:
         UsageError: one of them is missing or broken.
     """
-    model, codec, end_ids = jobs.open_text_model(config.distillation(), mesh)
+    model, codec, end_ids = open_text_model(config.distillation(), mesh)
     return Teacher(model, codec, resolve(config.tokenizer.path or model.path, field="tokenizer.path"), end_ids)
 
 
