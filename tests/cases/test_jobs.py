@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dllm_jax import cli, jobs, memory, opening
+from dllm_jax import cli, memory, opening
 from dllm_jax.checkpoints import convert, fingerprint
 from dllm_jax.checkpoints.load import ASSETS
 from dllm_jax.config import Config

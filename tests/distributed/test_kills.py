@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 LINES = 200
 KILLS = 5
 JOB = ("--config=threshold", "decode.gen_length=32", "decode.block_length=32", "decode.batch_size=4", "mesh.data=2")
-WAYS = [(), ("output.shard_lines=64", "output.shards=merge")]  # of decoding and writing that may not matter
+WAYS = [(), ("decode.refill=0.25",), ("output.shard_lines=64", "output.shards=merge")]  # that may not matter
 
 
 @pytest.fixture(scope="module")
