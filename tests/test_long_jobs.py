@@ -85,7 +85,13 @@ def execute(asked: Path, tmp_path: Path) -> Execute:
     (tmp_path / "out").mkdir()
 
     def call(*settings: str, main: Callable[..., int] = decode_run.main) -> int:
-        base = ["mesh.data=1", f"decode.gen_length={LENGTH}", "decode.batch_size=2", f"input.path={asked}"]
+        base = [
+            "mesh.data=1",
+            f"decode.gen_length={LENGTH}",
+            "decode.batch_size=2",
+            "decode.refill=0",
+            f"input.path={asked}",
+        ]
         base += [f"output.path={tmp_path / 'out' / 'out.jsonl'}", *settings]
         argv = ["run", *(f"--config.{setting}" for setting in base)]
         return cli.execute(main, argv, description="", default_config=str(ROOT / "configs" / "vanilla.py"))
