@@ -33,6 +33,10 @@ class Flaky(MemoryFileSystem):
     failed = 0
     error: ClassVar[Exception] = ConnectionResetError("the service is busy")
 
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:  # of the class above only for its own protocol
+        return super()._strip_protocol(str(path).removeprefix(f"{cls.protocol}:/"))
+
     def _request(self) -> None:
         Flaky.requests += 1
         if Flaky.requests % 3 == 1:
