@@ -83,15 +83,14 @@ def test_killed_at_five_random_moments(asked: Path, undisturbed: bytes, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl", "out.jsonl.metrics.json"}
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_one_of_two_is_killed_and_two_go_on(asked: Path, undisturbed: bytes, tmp_path: Path, victim: int) -> None:
+def test_one_of_two_is_killed_and_two_go_on(asked: Path, undisturbed: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     job = (*JOB, f"input.path={asked}", f"output.path={out}")
     with started("decode.run", *job, count=2, devices=1) as processes:
         wait_for(out, random.randrange(1, LINES // 2), processes)
-        processes[victim].kill()
+        processes[1].kill()
         begin = time.monotonic()
-        other = finished(processes[1 - victim])
+        other = finished(processes[0])
         assert time.monotonic() - begin < 6 * LOST
     assert 0 < done_lines(out) < LINES
     assert other.code == 1
@@ -100,7 +99,7 @@ def test_one_of_two_is_killed_and_two_go_on(asked: Path, undisturbed: bytes, tmp
     assert out.read_bytes() == undisturbed
 
 
-@pytest.mark.parametrize(("count", "asked_to_end"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(("count", "asked_to_end"), [(1, 0), (2, 1)])
 def test_sigterm_ends_all_with_0_and_the_job_goes_on(
     asked: Path, undisturbed: bytes, tmp_path: Path, count: int, asked_to_end: int
 ) -> None:
