@@ -5,6 +5,7 @@ A file appears under its name when it is whole: that is what object stores do, a
 
 import contextlib
 import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,8 +137,8 @@ def _told(url: str) -> Iterator[None]:
     except (UsageError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, FileNotFoundError):  # whose text is a path, or nothing
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), url) from error
         number = error.errno if isinstance(error, OSError) else None
-        if isinstance(error, FileNotFoundError):
-            number = errno.ENOENT
         told = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise OSError(number or errno.EIO, told, url) from error
