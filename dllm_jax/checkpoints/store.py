@@ -1,6 +1,7 @@
 """Every Orbax call of the project: trees of arrays to disk and back into their shardings."""
 
 import contextlib
+import gc
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -47,7 +48,8 @@ def save_by_groups(path: Path, groups: Iterable[Mapping[str, jax.Array]]) -> Non
         for group in groups:
             with _context(group.values()):
                 ocp.partial.save(path.absolute(), dict(group))
-            del group  # before the next one is made
+            del group
+            gc.collect()  # Orbax leaves cycles behind, with the arrays in them
         with ocp.Context():
             ocp.partial.finalize(path.absolute())
 
