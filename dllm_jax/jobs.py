@@ -23,10 +23,11 @@ from dllm_jax.data.outputs import Finished, ResultFile, Row, difference
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
 from dllm_jax.decoding import end_tokens
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.decoding.policies.build import companions_of, open_companions
+from dllm_jax.decoding.policies.build import companions_of
 from dllm_jax.decoding.state import DecodeResult, Timing
 from dllm_jax.errors import UsageError
 from dllm_jax.identity import identity, sources
+from dllm_jax.kept import Kept
 from dllm_jax.memory import bytes_per_device, check_fits
 from dllm_jax.mesh import weight_shardings
 from dllm_jax.models.model import Model, abstract_model, random_model
@@ -82,6 +83,7 @@ def run(
     score: Score | None = None,
     prompts: Sequence[Prompt] | None = None,
     field: str = "output.path",
+    networks: Kept | None = None,
 ) -> Outcome:
     """The whole job: decodes what is not decoded yet, writes everything; says so if there is nothing to do.
 
@@ -92,6 +94,7 @@ def run(
         score: adds scores to the output lines and the metrics.
         prompts: what to decode (default: what `input` names).
         field: the setting that output.path comes from, for errors.
+        networks: those of an earlier job, and of this one for the next.
 
     Raises:
         UsageError: output, prompts, model, tokenizer or mesh do not work out.
@@ -109,7 +112,7 @@ def run(
         if isinstance(begun, Finished):
             print(f"finished already: {config.output.path}", file=sys.stderr)
             return Outcome(asked, *begun)
-        job = prepare(config, asked, mesh, bad=bad, file=file, done=begun)
+        job = prepare(config, asked, mesh, bad=bad, file=file, done=begun, networks=networks or Kept())
         if score and not job.codec:
             raise UsageError(f"tokenizer.path: expected a tokenizer, to score text, got none in {config.model.path!r}")
         hosts.meet()
@@ -148,6 +151,7 @@ def prepare(
     bad: BadLines,
     file: ResultFile | None,
     done: dict[int, Row],
+    networks: Kept,
 ) -> Job:
     """Loads the models and encodes the prompts.
 
@@ -158,12 +162,17 @@ def prepare(
         bad: what happens with prompts that cannot be decoded.
         file: where results go.
         done: rows of an earlier run by index of the prompt.
+        networks: those that may be loaded already.
 
     Raises:
         UsageError: prompts, model or tokenizer do not work out.
     """
-    companions = open_companions(config, mesh)
-    model = open_model(config, mesh)
+    base = config.model, config.decode.seed if config.model.preset else 0, mesh
+    companions = {}
+    for each in companions_of(config):
+        wanted = getattr(config, each.name), *base
+        companions[each.name] = networks.get(each.name, wanted, functools.partial(each.open, config, mesh))
+    model = networks.get("model", base, lambda: open_model(config, mesh))
     codec = load_codec(config, model)
     _check_tokens(model, companions, config=config, codec=codec)
     end_ids = end_tokens.end_tokens(model.config, codec, setting=config.model.eot_token_id)

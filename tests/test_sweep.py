@@ -101,7 +101,7 @@ def test_config_is_parsed_as_by_every_command(
     file.write_text(VARIANTS)
     ran: dict[str, Config] = {}
 
-    def evaluate(config: Config, *, name: str, finished: dict[str, object]) -> None:
+    def evaluate(config: Config, *, name: str, finished: dict[str, object], **_: object) -> None:
         ran[name] = finished[name] = config
 
     monkeypatch.setattr(sweep, "evaluate", evaluate)
