@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dllm_jax.data.outputs import Row
-from dllm_jax.evals.statistics import Estimate, wilson
+from dllm_jax.evals.statistics import Estimate, ratios, wilson
 
 KINDS = ("answer", "behind the end", "nothing")  # what a forward commits
 BINS = 8
@@ -32,12 +32,12 @@ def _steps(row: Row) -> np.ndarray:
     return np.array(row["commit_step"][: row["num_tokens"]], np.int64)
 
 
-def committed_per_forward(rows: Sequence[Row]) -> np.ndarray:
-    """Tokens of the answer that the n-th forward commits, the mean over the rows that have so many forwards: [N]."""
+def committed_per_forward(rows: Sequence[Row]) -> list[Estimate]:
+    """Tokens of the answer that the n-th forward commits, the mean over the rows that have so many forwards."""
     most = max(row["nfe"] for row in rows)
-    counts = sum(np.bincount(_steps(row), minlength=most + 1)[1 : most + 1] for row in rows)
-    alive = sum((np.arange(1, most + 1) <= row["nfe"]).astype(np.int64) for row in rows)
-    return counts / alive
+    counts_SN = np.stack([np.bincount(_steps(row), minlength=most + 1)[1 : most + 1] for row in rows])
+    alive_SN = np.stack([np.arange(1, most + 1) <= row["nfe"] for row in rows])
+    return ratios(counts_SN.astype(np.float64), alive_SN.astype(np.float64))
 
 
 def acceptance(rows: Sequence[Row]) -> list[Estimate]:
@@ -47,22 +47,22 @@ def acceptance(rows: Sequence[Row]) -> list[Estimate]:
         rows: output lines.
 
     Returns:
-        The shares for the distances 0, 1, 2, ..., of all forwards that found a mask in the answer; the counts behind
-        the intervals are those of positions in forwards, which are not independent of each other within a row.
+        The shares for the distances 0, 1, 2, ... up to the first at which no mask was seen.
     """
     longest = max(row["num_tokens"] for row in rows)
-    taken, seen = np.zeros(longest, np.int64), np.zeros(longest, np.int64)
-    for row in rows:
+    taken_SN, seen_SN = np.zeros((2, len(rows), longest))
+    for row, taken_N, seen_N in zip(rows, taken_SN, seen_SN, strict=True):
         steps_N = _steps(row)
         for step in range(1, row["nfe"] + 1):
             (masked,) = np.nonzero(steps_N >= step)
             if not len(masked):
                 break
             distance = masked - masked[0]
-            np.add.at(seen, distance, 1)
-            np.add.at(taken, distance[steps_N[masked] == step], 1)
-    last = int(np.count_nonzero(seen))
-    return [wilson(int(taken[i]), int(seen[i])) for i in range(last)]
+            seen_N[distance] += 1
+            taken_N[distance[steps_N[masked] == step]] += 1
+    (never,) = np.nonzero(seen_SN.sum(0) == 0)
+    last = never[0] if len(never) else longest
+    return ratios(taken_SN[:, :last], seen_SN[:, :last])
 
 
 def forwards_by_kind(rows: Sequence[Row]) -> dict[str, float]:

@@ -37,7 +37,8 @@ class Variant:
     def method(self) -> str:
         """What its structure is called: the policy, and of blocks, cache and stop rule those that are not plain."""
         decode = self.metrics["config"]["decode"]
-        return " + ".join(decode[axis] for axis in AXES if decode[axis] != PLAIN.get(axis))
+        special = [f"{decode[axis]} {axis}" for axis, plain in PLAIN.items() if decode[axis] not in (plain, "window")]
+        return ", ".join([decode["policy"], *special])  # only APD has a window, and no other cache
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -50,6 +51,11 @@ class Variant:
             for field, value in fields.items()
             if value != defaults.get(section, {}).get(field)
         }
+
+    @property
+    def told(self) -> str:
+        """Its settings in a line."""
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
 
     @property
     def keys(self) -> list[str]:

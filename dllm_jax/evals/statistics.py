@@ -74,6 +74,16 @@ def ratio(above_S: np.ndarray, below_S: np.ndarray) -> Estimate:
     return bootstrap(above_S.sum() / below_S.sum(), (drawn @ above_S) / (drawn @ below_S))
 
 
+def ratios(above_SN: np.ndarray, below_SN: np.ndarray) -> list[Estimate]:
+    """`ratio` of every column, in which some samples of the second are not 0; of resamples those count in which."""
+    drawn, count = resamples(len(above_SN)), above_SN.shape[1]
+    above_RN, below_RN = drawn @ above_SN, drawn @ below_SN
+    shares_RN = np.divide(above_RN, below_RN, where=below_RN > 0, out=np.full_like(above_RN, np.nan))
+    low_N, high_N = np.nanpercentile(shares_RN, TAILS, axis=0)
+    value_N = above_SN.sum(0) / below_SN.sum(0)
+    return [Estimate(float(value_N[i]), float(low_N[i]), float(high_N[i])) for i in range(count)]
+
+
 def paired(here: tuple[np.ndarray, np.ndarray, np.ndarray], there: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Paired:
     """Compares two variants on the same samples.
 
