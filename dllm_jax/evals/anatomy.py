@@ -62,7 +62,7 @@ def acceptance(rows: Sequence[Row]) -> list[Estimate]:
             taken_N[distance[steps_N[masked] == step]] += 1
     (never,) = np.nonzero(seen_SN.sum(0) == 0)
     last = never[0] if len(never) else longest
-    return ratios(taken_SN[:, :last], seen_SN[:, :last])
+    return ratios(taken_SN[:, :last], seen_SN[:, :last]) if last else []
 
 
 def forwards_by_kind(rows: Sequence[Row]) -> dict[str, float]:
@@ -81,13 +81,13 @@ def calibration(rows: Sequence[Row]) -> Calibration | None:
     """The probability that the model gives its answer, as if its tokens were independent, against correctness.
 
     Args:
-        rows: output lines; only those with `confidence` (output.trace) and at least one token count.
+        rows: output lines; only those with `confidence` (output.trace), at least one token and no error count.
 
     Returns:
         The score is the product of the confidences with which the tokens of an answer were committed. Bins hold the
         same number of answers each; None: no line has confidences.
     """
-    traced = [row for row in rows if row.get("confidence") and row["num_tokens"]]
+    traced = [r for r in rows if r.get("confidence") and r["num_tokens"] and r["finish_reason"] != "error"]
     if not traced:
         return None
     scores = np.array([np.prod(row["confidence"][: row["num_tokens"]]) for row in traced])
