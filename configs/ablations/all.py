@@ -37,14 +37,10 @@ THRESHOLD: dict[str, dict[str, Any]] = {  # other blocks, caches and stop rules 
     "settled": {"decode.stop": "settled"},
 }
 VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
-    **{
-        f"{policy}_{steps}": (base, {"decode.policy": policy, "decode.steps": steps})
-        for policy in ("low_confidence", "random")
-        for steps in (96, 24)
-    },
+    "low_confidence_96": (base, {"decode.policy": "low_confidence"}),
     **{
         f"{policy}_24": (base, {"decode.policy": policy, "decode.steps": 24})
-        for policy in ("entropy", "maskgit_plus", "topk_margin")
+        for policy in ("low_confidence", "random", "entropy", "maskgit_plus", "topk_margin")
     },
     **{
         f"{policy}_{number}": (base, {"decode.policy": policy, f"{policy}.{field}": number})

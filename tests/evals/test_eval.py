@@ -109,7 +109,9 @@ def test_accuracy_of_the_bundled_model(tmp_path):
     assert metrics["accuracy"] >= 0.93  # 0.97 measured; two answers more or less are rounding
 
 
-@pytest.mark.parametrize(("flags", "file"), [((), tasks.HELD_OUT_SMALL), (("--config.eval.full=true",), tasks.HELD_OUT)])
+@pytest.mark.parametrize(
+    ("flags", "file"), [((), tasks.HELD_OUT_SMALL), (("--config.eval.full=true",), tasks.HELD_OUT)]
+)
 def test_all_bundled_tasks_on_request(flags, file, monkeypatch):
     asked = []
     monkeypatch.setattr("dllm_jax.jobs.run", lambda config, **_: asked.append(config.input.path) or sys.exit(0))
