@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> int:
     flags.DEFINE_string(
         "baseline", "", "what to compare with (default: the variant of most forwards)", flag_values=values
     )
-    flags.DEFINE_list("show", [], "variants to look into (default: baseline and Pareto line)", flag_values=values)
+    flags.DEFINE_list("show", [], "variants to look into (default: baseline, Pareto line, others)", flag_values=values)
     return execute(_report, argv, values=values, usage=f"{__doc__}\n")
 
 

@@ -106,7 +106,7 @@ def planes(tasks: Mapping[str, tuple[Sequence[Point], Sequence[int]]], *, named:
     rows = -(-len(tasks) // columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10.5, 3 * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False)
+        grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for axes in grid.flat[len(tasks) :]:
             axes.set_visible(False)
         names = []

@@ -28,7 +28,7 @@ class Report:
     Args:
         variants: finished, from slow to fast.
         baseline: the name of the one that the others are compared with; "": that of most forwards.
-        shown: names of those whose inside is shown; none: baseline and Pareto line.
+        shown: names of those whose inside is shown; none: baseline, Pareto line and the best others.
 
     Raises:
         UsageError: there is no variant of such a name.
@@ -47,13 +47,16 @@ class Report:
         self.methods = sorted({variant.method for variant in variants})
         self.points = {task: self._points(task) for task in (ALL, *self.tasks)}
         self.line = [variants[i].name for i in _line(list(self.points[ALL].values()))]
-        self.shown = list(shown) or self._spread([self.baseline.name, *self.line])
+        self.shown = list(shown) or self._worth_a_look()
 
-    def _spread(self, names: Sequence[str]) -> list[str]:
-        """At most `SHOWN` different names, the first and the last among them."""
-        names = list(dict.fromkeys(names))
-        picked = np.unique(np.linspace(0, len(names) - 1, min(SHOWN, len(names))).round().astype(int))
-        return [names[i] for i in picked]
+    def _worth_a_look(self) -> list[str]:
+        """Baseline, Pareto line, the most accurate variants of the methods of largest AUP: at most `SHOWN` names."""
+        names = [self.baseline.name, *self.line[: SHOWN - 1]]
+        for method in sorted(self.methods, key=lambda method: -self.aup[method].value):
+            own = [variant for variant in self.variants if variant.method == method]
+            best = max(own, key=lambda each: (each.metrics["accuracy"], each.metrics["tokens_per_forward"]))
+            names += [best.name] * (not any(self.by_name[name].method == method for name in names))
+        return list(dict.fromkeys(names))[:SHOWN]
 
     def _points(self, task: str) -> dict[str, tuple[Estimate, Estimate]]:
         """Tokens per forward and accuracy of every variant that has samples of the task."""
