@@ -2,7 +2,7 @@
 
 import functools
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -224,9 +224,16 @@ def pictures(report: Report) -> dict[str, str]:
     return found
 
 
-def as_html(report: Report, *, title: str, unfinished: Sequence[str]) -> str:
-    """The whole report as a page without scripts or links to anything outside it."""
-    return _render("report.html.j2", report, title=title, unfinished=unfinished, pictures=pictures(report))
+def as_html(report: Report, drawn: Mapping[str, str], *, title: str, unfinished: Sequence[str]) -> str:
+    """The whole report as a page without scripts or links to anything outside it.
+
+    Args:
+        report: the numbers.
+        drawn: the `pictures`.
+        title: of the page.
+        unfinished: names of variants that are not in it.
+    """
+    return _render("report.html.j2", report, title=title, unfinished=unfinished, pictures=drawn)
 
 
 def as_markdown(report: Report, *, title: str, unfinished: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ import json
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -91,7 +92,19 @@ def test_the_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_is_compared_and_shown_can_be_chosen(folder: Path) -> None:
-    assert command.main(["report", str(folder), "--baseline=fast", "--show=middle"]) == 0
+    assert command.main(["report", str(folder), "--baseline=fast", "--show=middle", "--svg"]) == 0
+    svgs = sorted(folder.glob("report_*.svg"))
+    assert [path.stem.removeprefix("report_") for path in svgs] == [
+        "acceptance",
+        "aup",
+        "calibration",
+        "committed",
+        "kinds",
+        "plane",
+        "planes",
+    ]
+    points = ElementTree.parse(folder / "report_plane.svg").iter("{http://www.w3.org/2000/svg}title")
+    assert [point.text for point in points] == ["slow", "middle", "fast"]
     text = (folder / "report.html").read_text()
     assert "<h2>Against fast</h2>" in text
     assert "Nowhere: the variants above" in text
