@@ -6,13 +6,13 @@ usage: python -m decode.eval [--config=NAME|FILE] [--config.SECTION.FIELD=VALUE 
   python -m decode.eval --config.input.path=tasks.jsonl --config.output.path=out.jsonl
 
 Input lines hold id, task, prompt (or messages, prompt_ids) and answer; without input.path the bundled tasks are
-decoded, 20 of each. dllm_jax/evals/scorers.py lists the tasks that can be scored. Output lines are those of decode.run
-with task and correct; accuracy, in total and by task, is added to the metrics.
+decoded, 20 of each (eval.full=true: 100). dllm_jax/evals/scorers.py lists the tasks that can be scored. Output lines
+are those of decode.run with task and correct; accuracy, in total and by task, is added to the metrics.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -26,9 +26,17 @@ from dllm_jax.data.rows import Row
 from dllm_jax.errors import UsageError
 from dllm_jax.evals.scorers import scorer_for
 
+if TYPE_CHECKING:
+    from dllm_jax.kept import Kept
 
-def main(config: Config) -> int:
-    """Decodes and scores all tasks, prints a table, writes results and metrics; 1 if rows ended with an error."""
+
+def main(config: Config, networks: "Kept | None" = None) -> int:
+    """Decodes and scores all tasks, prints a table, writes results and metrics; 1 if rows ended with an error.
+
+    Args:
+        config: all settings.
+        networks: those that are loaded already; see `jobs.run`.
+    """
     from dllm_jax import jobs, metrics  # import JAX: only after the flags are parsed
     from dllm_jax.evals.metrics import summarize
 
@@ -36,7 +44,7 @@ def main(config: Config) -> int:
         scorer_for(prompt.task, prompt.answer)
 
     score = jobs.Score(_scored, summarize)
-    outcome = jobs.run(_with_tasks(config), command="decode.eval", check=check, score=score)
+    outcome = jobs.run(_with_tasks(config), command="decode.eval", check=check, score=score, networks=networks)
     Console(highlight=False).print(_table(outcome.metrics))
     print(metrics.summary(outcome.metrics))
     if config.output.path:
@@ -48,7 +56,9 @@ def _with_tasks(config: Config) -> Config:
     """The configuration with the bundled tasks as its input, if it names none."""
     if config.input.prompt:
         raise UsageError(f"input.prompt: expected a file of tasks in input.path instead, got {config.input.prompt!r}")
-    path = config.input.path or str(tasks.HELD_OUT_SMALL)
+    if config.eval.full and config.input.path:
+        raise UsageError(f"eval.full: expected false with input.path, got true with {config.input.path!r}")
+    path = config.input.path or str(tasks.HELD_OUT if config.eval.full else tasks.HELD_OUT_SMALL)
     return dataclasses.replace(config, input=dataclasses.replace(config.input, path=path))
 
 

@@ -6,13 +6,13 @@ usage: python -m decode.sweep [--config=NAME|FILE] --config.output.path=FOLDER [
 
 The file has, besides get_config(variant), the variants' names in VARIANTS; --config=NAME:VARIANT runs one of them.
 Results go to FOLDER/VARIANT.jsonl with their metrics, the table, in Markdown, to FOLDER/table.md and the standard
-output. All other settings are those of decode.eval. A sweep that was cut off, or ended after SIGTERM, does not decode
-finished variants again.
+output, and a row for every variant and sample to FOLDER/samples.csv and, with the extra `report`, samples.parquet. All
+other settings are those of decode.eval. Models are loaded once. A sweep that was cut off, or ended after SIGTERM, does
+not decode finished variants again. `python -m decode.report FOLDER` makes a report of it.
 """
 
 import dataclasses
 import functools
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +23,9 @@ from dllm_jax import cli, hosts, remote
 from dllm_jax.config import Config
 from dllm_jax.data.outputs import replace_file
 from dllm_jax.errors import UsageError
+from dllm_jax.evals.results import read_variant, tidy
+from dllm_jax.evals.samples import write_samples
+from dllm_jax.kept import Kept
 
 DEFAULT = "ablations/dico"
 
@@ -35,10 +38,12 @@ def main(argv: Sequence[str]) -> int:
     """
     chosen: list[str] = []
     worst = code = cli.guarded(lambda: chosen.extend(variants(cli.split(argv, DEFAULT)[0].config)))
-    finished: dict[str, Any] = {}
+    finished: dict[str, Mapping[str, Any]] = {}
+    samples: list[dict[str, Any]] = []
+    networks = Kept()
     for experiment in chosen:
         name = experiment.partition(":")[2]
-        run = functools.partial(evaluate, name=name, finished=finished)
+        run = functools.partial(evaluate, name=name, finished=finished, samples=samples, networks=networks)
         code = cli.execute(run, [*argv, f"--config={experiment}"], description=__doc__ or "", default_config=DEFAULT)
         if name not in finished:  # a mistake, or --help
             return code
@@ -64,8 +69,22 @@ def variants(config: str) -> list[str]:
     return [f"{file}:{name}" for name in names if not only or name == only]
 
 
-def evaluate(config: Config, *, name: str, finished: dict[str, Any]) -> int:
-    """Runs one variant unless an earlier sweep did, adds its metrics to those of the finished ones, and shows all.
+def evaluate(
+    config: Config,
+    *,
+    name: str,
+    finished: dict[str, Mapping[str, Any]],
+    samples: list[dict[str, Any]],
+    networks: Kept,
+) -> int:
+    """Runs one variant unless an earlier sweep did, adds what it did to that of the finished ones, and shows all.
+
+    Args:
+        config: all settings.
+        name: of the variant.
+        finished: metrics by variant.
+        samples: rows of the table of all samples.
+        networks: those that are loaded already.
 
     Returns:
         The exit code of `decode.eval`.
@@ -73,12 +92,21 @@ def evaluate(config: Config, *, name: str, finished: dict[str, Any]) -> int:
     folder = Path(config.output.path)
     if not config.output.path or remote.is_remote(config.output.path) or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"output.path: expected a folder, got {config.output.path!r}")
+    if config.output.shard_lines:
+        raise UsageError(f"output.shard_lines: expected 0 in a sweep, got {config.output.shard_lines}")
     hosts.from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     path = str(folder / f"{name}.jsonl")
-    code = evaluation.main(dataclasses.replace(config, output=dataclasses.replace(config.output, path=path)))
-    finished[name] = hosts.from_first(lambda: json.loads(Path(f"{path}.metrics.json").read_text()))
+    code = evaluation.main(dataclasses.replace(config, output=dataclasses.replace(config.output, path=path)), networks)
+    variant = hosts.from_first(lambda: read_variant(Path(path)))
+    finished[name] = variant.metrics
+    samples.extend(tidy(variant))
     text = table(finished)
-    hosts.from_first(lambda: replace_file(folder / "table.md", text))
+
+    def write() -> None:
+        replace_file(folder / "table.md", text)
+        write_samples(folder, samples)
+
+    hosts.from_first(write)
     print(text, end="", flush=True)
     return code
 

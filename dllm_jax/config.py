@@ -25,6 +25,7 @@ from dllm_jax.settings import (
     EbSettings,
     EntropyThresholdSettings,
     EotSettings,
+    EvalSettings,
     FactorSettings,
     FilterSettings,
     FrechetSettings,
@@ -93,6 +94,7 @@ class Config:
     eot: EotSettings = dataclasses.field(default_factory=EotSettings)
     settled: SettledSettings = dataclasses.field(default_factory=SettledSettings)
     distributed: DistributedSettings = dataclasses.field(default_factory=DistributedSettings)
+    eval: EvalSettings = dataclasses.field(default_factory=EvalSettings)
     bench: BenchSettings = dataclasses.field(default_factory=BenchSettings)
     plan: PlanSettings = dataclasses.field(default_factory=PlanSettings)
 

@@ -45,7 +45,7 @@ def basis(config: Config, mesh: Mesh, *, sections: Collection[str] = ()) -> dict
         sections: of the settings (default: all that a decode reads).
     """
     settings = dataclasses.asdict(config)
-    for name in ("input", "output", "distributed", "bench", "plan"):
+    for name in ("input", "output", "distributed", "eval", "bench", "plan"):
         del settings[name]
     for name in ("model", "tokenizer", *every_companion()):
         del settings[name]["path"]  # its content stands under files

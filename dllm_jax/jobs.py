@@ -28,10 +28,11 @@ from dllm_jax.data.rows import GrowingRows, Row, Rows
 from dllm_jax.data.tally import Tally
 from dllm_jax.decoding import end_tokens
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.decoding.policies.build import open_companions
+from dllm_jax.decoding.policies.build import companions_of
 from dllm_jax.decoding.state import DecodeResult
 from dllm_jax.errors import Stopped, UsageError
 from dllm_jax.identity import Digest, identity, sources
+from dllm_jax.kept import Kept
 from dllm_jax.metrics import Decoded, counts, environment
 from dllm_jax.opening import check_tokens, load_codec, open_model
 from dllm_jax.placement import decode_mesh
@@ -84,6 +85,7 @@ def run(
     score: Score | None = None,
     prompts: Sequence[Prompt] | None = None,
     field: str = "output.path",
+    networks: Kept | None = None,
 ) -> Outcome:
     """The whole job: decodes what is not decoded yet, writes everything; says so if there is nothing to do.
 
@@ -94,6 +96,7 @@ def run(
         score: adds scores to the output lines and the metrics.
         prompts: what to decode (default: what `input` names).
         field: the setting that output.path comes from, for errors.
+        networks: those of an earlier job, and of this one for the next.
 
     Raises:
         UsageError: output, prompts, model, tokenizer or mesh do not work out.
@@ -116,7 +119,7 @@ def run(
         if metrics := hosts.from_first(lambda: _begin(file, itself, finished)):
             print(f"finished already: {config.output.path}", file=sys.stderr)
             return Outcome(asked, finished[0].rows if finished else Rows([]), metrics)
-        job = prepare(config, asked, mesh, bad=bad, file=file, score=score)
+        job = prepare(config, asked, mesh, bad=bad, file=file, score=score, networks=networks or Kept())
         if errors:
             job.output.write_errors(errors.lines() if bad.count else None)
         decoded = decode(job, stop)
@@ -205,6 +208,7 @@ def prepare(
     bad: BadLines,
     file: ResultFile | None,
     score: Score | None,
+    networks: Kept,
 ) -> Job:
     """Loads the models and checks the tokens of all prompts.
 
@@ -215,12 +219,17 @@ def prepare(
         bad: what happens with prompts that cannot be decoded.
         file: where results go.
         score: adds scores to the output lines.
+        networks: those that may be loaded already.
 
     Raises:
         UsageError: prompts, model or tokenizer do not work out.
     """
-    companions = open_companions(config, mesh)
-    model = open_model(config, mesh)
+    base = config.model, config.decode.seed if config.model.preset else 0, mesh
+    companions = {}
+    for each in companions_of(config):
+        wanted = getattr(config, each.name), *base
+        companions[each.name] = networks.get(each.name, wanted, functools.partial(each.open, config, mesh))
+    model = networks.get("model", base, lambda: open_model(config, mesh))
     codec = load_codec(config, model)
     check_tokens(model, companions, config=config, codec=codec)
     end_ids = end_tokens.end_tokens(model.config, codec, setting=config.model.eot_token_id)

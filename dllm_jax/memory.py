@@ -3,6 +3,8 @@
 import contextlib
 import math
 import os
+import resource
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,19 @@ CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
+RESET_PEAK = "5"
+
+
+def peak_bytes(*, reset: bool = False) -> int:
+    """The most host memory that this process had in use, since it started or since the last reset (on Linux)."""
+    if reset and RESET.exists():
+        RESET.write_text(RESET_PEAK)
+    if STATUS.exists():
+        (peak,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(peak.split()[1]) * 2**10
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def available_bytes(mesh: Mesh) -> int | None:

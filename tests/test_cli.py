@@ -72,7 +72,7 @@ def test_flags_override_the_config_file_in_any_order() -> None:
         ("--config=configs/none.py", "or a bundled experiment, got 'configs/none.py' (no such file in"),
         ("--config=configs", "or a bundled experiment, got 'configs' (no such file in"),
         ("--config=treshold", "got 'treshold' (no such file in"),
-        ("--config=treshold", "; close to threshold, bundled: ablations/apd, "),
+        ("--config=treshold", "; close to threshold, bundled: ablations/all, "),
         ("--config=configs/treshold.py", "close to threshold, "),
         ("--config=apd_dream2:x", "got 'apd_dream2' (no such file in"),
         ("--config=" + 300 * "x", "(no such file in"),

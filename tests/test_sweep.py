@@ -1,13 +1,15 @@
 """`python -m decode.sweep` over the variants of a config file, with the bundled model."""
 
+import csv
 import json
 from pathlib import Path
 
 import jax
 import pytest
+from pyarrow import parquet
 
 from configs.ablations import dico
-from decode import sweep
+from decode import report, sweep
 from dllm_jax import opening
 from dllm_jax.config import Config
 from dllm_jax.data import tasks
@@ -50,15 +52,25 @@ def test_variants_side_by_side(
         assert cells[0] == metrics["accuracy"]
         assert cells[2] == pytest.approx(sum(cells[3:]), abs=0.2) == pytest.approx(metrics["nfe_mean"], abs=0.2)
     assert metrics["config"]["dico"]["weighting"] == "none"
+    table = list(csv.DictReader((folder / "samples.csv").open(newline="")))
+    assert [(row["variant"], row["task"]) for row in table] == [("dico", "copy")] * 2 + [("no_guidance", "copy")] * 2
+    assert sum(int(row["nfe"]) for row in table[2:]) == metrics["nfe_sum"]
+    stored = parquet.read_table(folder / "samples.parquet").to_pylist()
+    assert [str(row["text"]) for row in stored] == [row["text"] for row in table]
+    assert report.main(["report", str(folder)]) == 0
+    assert "Against" in (folder / "report.html").read_text()
+    capsys.readouterr()
 
     loaded, load = [], opening.load_model
     monkeypatch.setattr(opening, "load_model", lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs))
     (folder / "no_guidance.jsonl").unlink()  # as if it had been cut off in its second variant
     (folder / "no_guidance.jsonl.metrics.json").unlink()
+    written = (folder / "samples.csv").read_bytes()
     for finished, loads in ((1, 1), (2, 0)):
         loaded.clear()
         capsys.readouterr()
         assert sweep.main(["sweep", *flags]) == 0
+        assert (folder / "samples.csv").read_bytes() == written
         out, err = capsys.readouterr()
         assert (err.count("finished already: "), len(loaded)) == (finished, loads)
         assert out.endswith("\n".join(lines) + "\n")
@@ -68,14 +80,19 @@ def test_variants_side_by_side(
     )
 
 
-def test_variants_that_differ_in_numbers_share_their_programs(tmp_path: Path) -> None:
+def test_variants_that_differ_in_numbers_share_their_model_and_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file, folder, given = tmp_path / "thresholds.py", tmp_path / "results", tmp_path / "prompts.jsonl"
     file.write_text(THRESHOLDS)
     prompts = [{"id": n, "task": "copy", "answer": "x", "prompt_ids": [1, 3, *[70] * n, 4]} for n in (60, 9, 58, 10, 8)]
     given.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     flags = (f"--config={file}", f"--config.input.path={given}", f"--config.output.path={folder}", *SHORT)
     jax.clear_caches()
+    loaded, load = [], opening.load_model
+    monkeypatch.setattr(opening, "load_model", lambda *args, **kwargs: loaded.append(args) or load(*args, **kwargs))
     assert sweep.main(["sweep", *flags]) == 0
+    assert len(loaded) == 1
     metrics = [json.loads((folder / f"{name}.jsonl.metrics.json").read_text()) for name in ("low", "high", "coarse")]
     # Three batches of two prompts, the first of one bucket, the others of another; coarser buckets are others.
     assert [each["compilations"] for each in metrics] == [2, 0, 1]
@@ -101,7 +118,7 @@ def test_config_is_parsed_as_by_every_command(
     file.write_text(VARIANTS)
     ran: dict[str, Config] = {}
 
-    def evaluate(config: Config, *, name: str, finished: dict[str, object]) -> None:
+    def evaluate(config: Config, *, name: str, finished: dict[str, object], **_: object) -> None:
         ran[name] = finished[name] = config
 
     monkeypatch.setattr(sweep, "evaluate", evaluate)

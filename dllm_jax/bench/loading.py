@@ -6,11 +6,9 @@ its own. Files that were read lately come from the memory of the machine, not fr
 """
 
 import dataclasses
-import resource
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -19,10 +17,8 @@ from dllm_jax import cli
 from dllm_jax.checkpoints.commands import define_path, execute
 from dllm_jax.checkpoints.load import DTYPES, load_model
 from dllm_jax.errors import UsageError
+from dllm_jax.memory import peak_bytes
 from dllm_jax.mesh import MESH_AXES, make_mesh
-
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
-RESET_PEAK = "5"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,24 +37,13 @@ def measure(path: str, *, dtype: str, mesh: jax.sharding.Mesh, verify: bool) -> 
     Raises:
         UsageError: it cannot be loaded.
     """
-    before = _peak_bytes(reset=True)
+    before = peak_bytes(reset=True)
     start, busy = time.perf_counter(), time.process_time()
     params = jax.tree.leaves(load_model(path, dtype=dtype, mesh=mesh, verify=verify, field="--path").params)
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     weights = sum(shard.data.nbytes for param in params for shard in param.addressable_shards)
     held = weights if mesh.devices.flat[0].platform == "cpu" else 0
-    return Loading(weights, seconds, busy, max(0, _peak_bytes() - before - held))
-
-
-def _peak_bytes(*, reset: bool = False) -> int:
-    """The most memory that this process had in use, since it started or since the last reset (on Linux)."""
-    if reset and RESET.exists():
-        RESET.write_text(RESET_PEAK)
-    if STATUS.exists():
-        (peak,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(peak.split()[1]) * 2**10
-    unit = 1 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return Loading(weights, seconds, busy, max(0, peak_bytes() - before - held))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -34,6 +34,7 @@ class Assembly:
 
     Attributes:
         shapes: what to read, by path: shapes, dtypes and shardings of the stored parameters.
+        wanted: the same of the model's parameters.
     """
 
     def __init__(self, stored: TransformerConfig, config: TransformerConfig, *, dtype: np.dtype, mesh: Mesh) -> None:
@@ -43,14 +44,14 @@ class Assembly:
         self._changes = plain != config
         self._quantizes = config.quantize != stored.quantize
         self._graphdef, self._abstract = abstract_model(config, dtype=dtype)
-        self._wanted = _shapes(config, dtype=dtype, mesh=mesh)
+        self.wanted = _shapes(config, dtype=dtype, mesh=mesh)
         self._params: dict[str, jax.Array] = {}
         self._programs: dict[str, Callable[[jax.Array], dict[str, jax.Array]]] = {}
 
     @property
     def bytes_per_device(self) -> int:
         """What the model takes on every device."""
-        return bytes_per_device(self._wanted, {path: shape.sharding for path, shape in self._wanted.items()})
+        return bytes_per_device(self.wanted, {path: shape.sharding for path, shape in self.wanted.items()})
 
     def add(self, path: str, array: jax.Array) -> None:
         """Takes a parameter of the checkpoint, which is not needed any longer.
@@ -59,21 +60,33 @@ class Assembly:
             path: its name, one of `shapes`.
             array: as `shapes` wants it.
         """
-        if not self._changes:
-            self._params[path] = array
-            return
-        name, layer = _apart(path)
-        target, index = (name, layer) if self.config.stacked else (path, None)
-        if name not in self._programs:
-            self._programs[name] = self._program(name, target, of_stack=index is not None)
-        for suffix, part in self._programs[name](array).items():
-            wanted = self._wanted[target + suffix]
-            if index is None:
-                self._params[target + suffix] = part
+        layer = _apart(path)[1] if self.config.stacked else None
+        for target, part in self.formed(path, array).items():
+            if layer is None:
+                self._params[target] = part
                 continue
-            if target + suffix not in self._params:
-                self._params[target + suffix] = jnp.zeros(wanted.shape, wanted.dtype, device=wanted.sharding)
-            self._params[target + suffix] = _insert(self._params[target + suffix], part, index)
+            if target not in self._params:
+                wanted = self.wanted[target]
+                self._params[target] = jnp.zeros(wanted.shape, wanted.dtype, device=wanted.sharding)
+            self._params[target] = _insert(self._params[target], part, layer)
+
+    def formed(self, path: str, array: jax.Array) -> dict[str, jax.Array]:
+        """A parameter of the checkpoint in the model's form.
+
+        Args:
+            path: its name, one of `shapes`.
+            array: as `shapes` wants it.
+
+        Returns:
+            By name the model's parameters that are made of it; of a stacked one the layer.
+        """
+        if not self._changes:
+            return {path: array}
+        name, layer = _apart(path)
+        target, of_stack = (name, layer is not None) if self.config.stacked else (path, False)
+        if name not in self._programs:
+            self._programs[name] = self._program(name, target, of_stack=of_stack)
+        return {target + suffix: part for suffix, part in self._programs[name](array).items()}
 
     def model(self, path: str) -> Model:
         """The model, when all of its parameters are there.
@@ -91,7 +104,7 @@ class Assembly:
         suffixes = ("", "_scale") if splits else ("",)
 
         def place(suffix: str) -> NamedSharding:
-            wanted: Any = self._wanted[target + suffix].sharding
+            wanted: Any = self.wanted[target + suffix].sharding
             return NamedSharding(wanted.mesh, PartitionSpec(*wanted.spec[1:])) if of_stack else wanted
 
         def form(array: jax.Array) -> dict[str, jax.Array]:

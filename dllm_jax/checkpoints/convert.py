@@ -9,7 +9,7 @@ most TARGET.partial-*, and an overwritten target stays until then.
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -17,16 +17,19 @@ from absl import flags
 from rich import progress
 
 from dllm_jax import cli
-from dllm_jax.checkpoints import files, hf, layout, store
+from dllm_jax.checkpoints import files, hf, store
 from dllm_jax.checkpoints.commands import define_path, execute
-from dllm_jax.checkpoints.load import PARAMS, load_model, resolve
+from dllm_jax.checkpoints.load import PARAMS, Checkpoint, open_checkpoint, resolve
 from dllm_jax.checkpoints.manifest import write_manifest
 from dllm_jax.errors import UsageError
+from dllm_jax.memory import peak_bytes
+from dllm_jax.mesh import make_mesh
 from dllm_jax.models.quantize import FORMATS
 from dllm_jax.places import check_room, only_writer
 
 TARGETS = ("orbax", "hf")
 DTYPES = ("keep", "float32", "bfloat16", "float16")
+GROUP_BYTES = 2**26  # less is not worth a write of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Converted:
     parameters: int
     dtype: str
     file_bytes: int
+    host_bytes: int  # the most memory that was in use beside what the process held before
     seconds: float
 
 
@@ -50,7 +54,7 @@ def convert(
     quantize: str = "",
     track: hf.Track = iter,
 ) -> Converted:
-    """Writes a checkpoint in another format or dtype.
+    """Writes a checkpoint in another format or dtype; of its parameters a few are in memory at once.
 
     Args:
         source: a Hugging Face or converted folder, or the name of a bundled checkpoint.
@@ -59,13 +63,13 @@ def convert(
         dtype: of the weights written; "keep" is the source's.
         overwrite: replace an existing target, once the new one is complete.
         quantize: "int8" for matrices in 8 bits (`models/quantize.py`), as only our own format holds them.
-        track: wraps the parameters read (and, for "hf", written), to show progress.
+        track: wraps the parameters that are read and written, to show progress.
 
     Raises:
         UsageError: a source that cannot be read, or a target that may not be written.
         OSError: the target's disk is full, or the like.
     """
-    start = time.perf_counter()
+    start, before = time.perf_counter(), peak_bytes(reset=True)
     if to == "hf" and quantize:
         raise UsageError(f"--quantize: expected none with --to=hf, got {quantize}")
     source, target = resolve(source, field="--source"), Path(target).resolve()
@@ -73,23 +77,44 @@ def convert(
         raise UsageError(f"--target: expected a folder apart from --source {source}, got {target}")
     files.check_new_folder(target, overwrite=overwrite)
     with only_writer(target, field="--target"), files.new_folder(target, overwrite=overwrite) as folder:
-        model = load_model(source, dtype=dtype, quantize=quantize, track=track)
-        params = layout.flatten(model.params)
-        check_room(folder, sum(param.nbytes for param in params.values()))
+        mesh = make_mesh(data=1)
+        checkpoint = open_checkpoint(
+            source, dtype=dtype, quantize=quantize, mesh=mesh, verify=True, track=iter, field="--source"
+        )
+        wanted, config = checkpoint.assembly.wanted, checkpoint.assembly.config
+        check_room(folder, sum(map(store.nbytes, wanted.values())))
         if to == "hf":
-            hf.export_hf(model, folder, track=track)
+            hf.refuse_quantized(config)
+            pairs = (pair for group in _groups(checkpoint, limit=1, track=track) for pair in group.items())
+            hf.write_params(pairs, folder, config=config, shapes=wanted)
         else:
-            store.save_params(folder / PARAMS, params)
-            files.write_config(source, folder, dtype=model.dtype.name)
-            files.copy_companions(source, folder)
+            largest = max(map(store.nbytes, checkpoint.assembly.shapes.values()))
+            store.save_by_groups(folder / PARAMS, _groups(checkpoint, limit=max(largest, GROUP_BYTES), track=track))
+        files.write_config(source, folder, dtype=checkpoint.dtype.name)
+        files.copy_companions(source, folder)
+        if to != "hf":
             write_manifest(folder)
     return Converted(
         folder=target,
-        parameters=sum(param.size for param in params.values()),
-        dtype=model.dtype.name,
+        parameters=sum(shape.size for shape in wanted.values()),
+        dtype=checkpoint.dtype.name,
         file_bytes=sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
+        host_bytes=peak_bytes() - before,
         seconds=time.perf_counter() - start,
     )
+
+
+def _groups(checkpoint: Checkpoint, *, limit: int, track: hf.Track) -> Iterator[dict[str, jax.Array]]:
+    """The parameters to write, read as they are asked for: as many at once as are stored in `limit` bytes, or one."""
+    shapes = checkpoint.assembly.shapes
+    ends = {names[-1] for names in files.grouped({name: store.nbytes(x) for name, x in shapes.items()}, limit)}
+    coming = checkpoint.params(0)
+    group: dict[str, jax.Array] = {}
+    for name in track(list(shapes)):
+        group |= checkpoint.assembly.formed(*next(coming))
+        if name in ends:
+            yield group
+            group = {}  # and it is gone, if it is no longer needed there
 
 
 def main(argv: Sequence[str]) -> int:
@@ -121,7 +146,7 @@ def _convert(values: flags.FlagValues, arguments: list[str]) -> None:
         track=lambda paths: progress.track(paths, description="parameters"),
     )
     size = f"{done.parameters:,} parameters in {done.dtype}, {done.file_bytes:,} bytes"
-    print(f"{done.folder}: {size}, {done.seconds:.1f} s")
+    print(f"{done.folder}: {size}, {done.seconds:.1f} s, {done.host_bytes / 1e9:.2f} GB of host memory")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from dllm_jax import hosts, remote
-from dllm_jax.checkpoints import elsewhere, store
+from dllm_jax.checkpoints import elsewhere, files, store
 from dllm_jax.checkpoints.load import ASSETS, PARAMS
 from dllm_jax.errors import UsageError
 from dllm_jax.models.filter import ConfidenceFilter, FilterConfig
@@ -129,7 +129,7 @@ def _read_orbax(folder: Path) -> dict[str, Any]:
         stored = store.stored_params(folder)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for name, leaf in stored.items()}
-        return dict(store.restore_params(folder, wanted))
+        return dict(store.restore_params(folder, wanted, limit=files.IN_FLIGHT_BYTES))
     except UsageError as error:
         raise UsageError(f"filter.path: {error}") from None
 

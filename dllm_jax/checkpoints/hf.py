@@ -178,16 +178,21 @@ class _Begun(NamedTuple):
 
 
 def read_params(
-    tensors: Mapping[str, list[Tensor]], *, wanted: Mapping[str, jax.ShapeDtypeStruct], track: Track = iter
+    tensors: Mapping[str, list[Tensor]],
+    *,
+    wanted: Mapping[str, jax.ShapeDtypeStruct],
+    limit: int,
+    track: Track = iter,
 ) -> Iterator[tuple[str, jax.Array]]:
     """Reads a model's parameters, in order, into the shapes, dtypes and shardings wanted.
 
     Of every tensor a process reads what its devices hold, once. While a parameter goes to its devices the next ones are
-    read, as many as `files.IN_FLIGHT_BYTES` of host memory take (one that is larger is read alone).
+    read, as many as `limit` bytes of host memory take (one that is larger is read alone).
 
     Args:
         tensors: from `read_tensors`.
         wanted: by parameter path; every value has a sharding.
+        limit: bytes of the parameters that are being read.
         track: wraps the paths that are looped over, to show progress.
 
     Yields:
@@ -200,7 +205,7 @@ def read_params(
         _check_tied(head=tensors["head"][0], embedding=tensors["embedding"][0])
     coming = collections.deque(wanted)
     begun: collections.deque[_Begun] = collections.deque()
-    room = files.IN_FLIGHT_BYTES
+    room = limit
     pool = ThreadPoolExecutor(READERS)
     try:
         for path in track(list(wanted)):
@@ -270,8 +275,7 @@ def export_hf(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, tra
         UsageError: the model has random weights, hence no config.json to copy, or weights in 8 bits; or the target
             holds something.
     """
-    if model.config.quantize:
-        raise UsageError(f"model: expected weights that are not quantized, got {model.config.quantize}")
+    refuse_quantized(model.config)
     target.mkdir(parents=True, exist_ok=True)
     if any(target.iterdir()):
         raise UsageError(f"{target}: expected an empty folder to export to, got one with files")
@@ -282,30 +286,63 @@ def export_hf(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, tra
     files.copy_companions(Path(model.path), target)
 
 
+def refuse_quantized(config: TransformerConfig) -> None:
+    """Refuses to export weights in 8 bits.
+
+    Raises:
+        UsageError: they are.
+    """
+    if config.quantize:
+        raise UsageError(f"model: expected weights that are not quantized, got {config.quantize}")
+
+
 def write_tensors(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, track: Track = iter) -> None:
     """Writes the weights of a model, the first part of `export_hf`; with several processes, all come here."""
-    params, names = layout.flatten(model.params), registry.tensor_names(model.config)
-    shards = files.grouped({path: param.nbytes for path, param in params.items()}, shard_bytes)
+    params = layout.flatten(model.params)
+    shapes = {path: jax.ShapeDtypeStruct(param.shape, param.dtype) for path, param in params.items()}
+    tracked = ((path, params[path]) for path in track(list(params)))
+    write_params(tracked, target, config=model.config, shapes=shapes, shard_bytes=shard_bytes)
+
+
+def write_params(
+    params: Iterable[tuple[str, jax.Array]],
+    target: Path,
+    *,
+    config: TransformerConfig,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes the weights of a model, of which no more than one parameter and its tensors have to be in memory.
+
+    Args:
+        params: by path, in the order of `shapes`.
+        target: a folder.
+        config: of the model.
+        shapes: and dtypes of the parameters.
+        shard_bytes: a file holds no more than this, unless one parameter alone is larger.
+    """
+    names = registry.tensor_names(config)
+    sizes = {path: shape.size * shape.dtype.itemsize for path, shape in shapes.items()}
+    shards = files.grouped(sizes, shard_bytes)
     if not hosts.is_first():
-        for param in params.values():
+        for _, param in params:
             hosts.fetch(param)  # process 0 needs the parts that are here
         return
-    coming = iter(track(list(params)))
+    coming = iter(params)
     weight_map: dict[str, str] = {}
     for number, paths in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        shapes = {
-            name: jax.ShapeDtypeStruct(shape, params[path].dtype)
+        tensors = {
+            name: jax.ShapeDtypeStruct(shape, shapes[path].dtype)
             for path in paths
-            for name, shape in zip(names[path], layout.tensor_shapes(path, params[path].shape), strict=True)
+            for name, shape in zip(names[path], layout.tensor_shapes(path, shapes[path].shape), strict=True)
         }
         some = itertools.islice(coming, len(paths))
-        split = (layout.split(path, np.asarray(hosts.fetch(params[path]))) for path in some)
-        _write_file(target / file, shapes, itertools.chain.from_iterable(split))
-        weight_map |= dict.fromkeys(shapes, file)
+        split = (layout.split(path, np.asarray(hosts.fetch(param))) for path, param in some)
+        _write_file(target / file, tensors, itertools.chain.from_iterable(split))
+        weight_map |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
-        total = sum(param.nbytes for param in params.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -49,6 +50,24 @@ def resolve(path: str | Path, *, field: str = "model.path") -> Path:
     return ASSETS / path
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of which no weights were read yet.
+
+    Attributes:
+        folder: where it is.
+        dtype: of the weights that will be read.
+        assembly: what it stores and what the model wants.
+        params: reads the stored parameters, by name and in the order of `assembly.shapes`; of those that are not asked
+            for yet at most so many bytes are in host memory (one parameter, if that is larger).
+    """
+
+    folder: Path
+    dtype: np.dtype
+    assembly: Assembly
+    params: Callable[[int], Iterator[tuple[str, jax.Array]]]
+
+
 def load_model(
     path: str | Path,
     *,
@@ -73,6 +92,20 @@ def load_model(
     Raises:
         UsageError: no such checkpoint, a broken one, or an unknown dtype or format of quantization.
     """
+    mesh = make_mesh(data=1) if mesh is None else mesh
+    checkpoint = open_checkpoint(
+        path, dtype=dtype, quantize=quantize, mesh=mesh, verify=verify, track=track, field=field
+    )
+    check_fits(checkpoint.assembly.bytes_per_device, mesh, field=field, got=str(path))
+    for name, array in checkpoint.params(files.IN_FLIGHT_BYTES):
+        checkpoint.assembly.add(name, array)
+    return checkpoint.assembly.model(str(checkpoint.folder))
+
+
+def open_checkpoint(
+    path: str | Path, *, dtype: str, quantize: str, mesh: Mesh, verify: bool, track: hf.Track, field: str
+) -> Checkpoint:
+    """Reads what a checkpoint says of itself, and whether it is a model that we can build; see `load_model`."""
     check_quantize(quantize)
     folder = resolve(path, field=field)
     converted = (folder / PARAMS).exists() or (folder / MANIFEST).exists()
@@ -87,7 +120,6 @@ def load_model(
         config = layout.settled(config, stored)
     else:
         config, tensors = hf.read_tensors(folder, config)
-    mesh = make_mesh(data=1) if mesh is None else mesh
     platform = mesh.devices.flat[0].platform
     if dtype == "keep":
         kind = stored["embedding"].dtype if converted else hf.stored_dtype(tensors)
@@ -95,16 +127,16 @@ def load_model(
         kind = dtype_on(platform, dtype)
     wanted = on_mesh(tuned(config, platform=platform, quantize=quantize), mesh)
     assembly = Assembly(config, wanted, dtype=kind, mesh=mesh)
-    check_fits(assembly.bytes_per_device, mesh, field=field, got=str(path))
     if converted:
         trees = (assembly.shapes, stored)
         layout.check_shapes(folder, *({name: leaf.shape for name, leaf in tree.items()} for tree in trees))
-        params = store.restore_params(folder / PARAMS, assembly.shapes)
-    else:
-        params = hf.read_params(tensors, wanted=assembly.shapes, track=track)
-    for name, array in params:
-        assembly.add(name, array)
-    return assembly.model(str(folder))
+
+    def params(limit: int) -> Iterator[tuple[str, jax.Array]]:
+        if converted:
+            return store.restore_params(folder / PARAMS, assembly.shapes, limit=limit)
+        return hf.read_params(tensors, wanted=assembly.shapes, limit=limit, track=track)
+
+    return Checkpoint(folder, kind, assembly, params)
 
 
 def tuned(config: TransformerConfig, *, platform: str, quantize: str = "") -> TransformerConfig:

@@ -1,6 +1,7 @@
 """Every Orbax call of the project: trees of arrays to disk and back into their shardings."""
 
 import contextlib
+import gc
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,6 +34,26 @@ def save_params(path: Path, params: Mapping[str, jax.Array]) -> None:
         ocp.save(path.absolute(), dict(params))
 
 
+def save_by_groups(path: Path, groups: Iterable[Mapping[str, jax.Array]]) -> None:
+    """Writes what `save_params` writes, of which no more than a group has to be in memory; for one process.
+
+    Args:
+        path: a folder that does not exist; until all is written there is a folder of another name beside it.
+        groups: arrays by name.
+
+    Raises:
+        OSError: naming it; the disk is full, or the like.
+    """
+    with _writing(path):
+        for group in groups:
+            with _context(group.values()):
+                ocp.partial.save(path.absolute(), dict(group))
+            del group
+            gc.collect()  # Orbax leaves cycles behind, with the arrays in them
+        with ocp.Context():
+            ocp.partial.finalize(path.absolute())
+
+
 def stored_params(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of what `save_params` wrote.
 
@@ -46,12 +67,15 @@ def stored_params(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in stored.items()}
 
 
-def restore_params(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> Iterator[tuple[str, jax.Array]]:
+def restore_params(
+    path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct], *, limit: int
+) -> Iterator[tuple[str, jax.Array]]:
     """Reads arrays straight into the shardings and dtypes wanted, some at a time.
 
     Args:
-        path: a folder that `save_params` wrote.
+        path: a folder that `save_params` or `save_by_groups` wrote.
         wanted: exactly the names and shapes stored there (see `stored_params`), each with a sharding.
+        limit: bytes that are read at once, unless one array is larger.
 
     Yields:
         The name of an array, and the array, in the order of `wanted`.
@@ -59,13 +83,18 @@ def restore_params(path: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> It
     Raises:
         UsageError: the files are damaged so badly that they cannot be read.
     """
-    for group in files.grouped({name: _nbytes(array) for name, array in wanted.items()}, files.IN_FLIGHT_BYTES):
+    for group in files.grouped({name: nbytes(array) for name, array in wanted.items()}, limit):
         with _context(wanted[name] for name in group):
             try:
                 arrays = ocp.load(path.absolute(), {name: wanted[name] for name in group})
             except (ocp.errors.InvalidLayoutError, OSError, ValueError) as error:
                 raise UsageError(f"{path}: expected a readable Orbax checkpoint, got {_one_line(error)}") from error
         yield from ((name, arrays.pop(name)) for name in group)
+
+
+def nbytes(array: Any) -> int:
+    """Bytes of an array, or of what has a shape and a dtype."""
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
 class TrainingCheckpoints:
@@ -133,7 +162,7 @@ def _by_name(tree: Any) -> dict[str, Any]:
 def _context(arrays: Iterable[Any]) -> ocp.Context:
     """Options: no second copy of the weights in host memory, and no compression, which gains nothing on weights."""
     context = ocp.Context()
-    limit = max(files.IN_FLIGHT_BYTES, *(2 * _nbytes(array) for array in arrays))
+    limit = max(files.IN_FLIGHT_BYTES, *(2 * nbytes(array) for array in arrays))
     context.memory.write_concurrent_bytes = limit
     context.memory.read_concurrent_bytes = limit
     context.memory.transfer_concurrent_bytes = limit
@@ -142,10 +171,6 @@ def _context(arrays: Iterable[Any]) -> ocp.Context:
     context.array.saving.ocdbt_target_data_file_size = FILE_BYTES
     context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
     return context
-
-
-def _nbytes(array: Any) -> int:
-    return math.prod(array.shape) * array.dtype.itemsize
 
 
 @contextlib.contextmanager

@@ -96,6 +96,13 @@ class OutputSettings(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class EvalSettings(Section):
+    """What decode.eval and decode.sweep measure."""
+
+    full: bool = setting(False, "all 500 bundled tasks where input.path names none, instead of 20 of each kind")
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshSettings(Section):
     """How devices are used; a mesh may take fewer than there are."""
 

@@ -1,4 +1,4 @@
-"""Checkpoint folders for tests: copies of the recorded ones, in other dtypes, or damaged on purpose."""
+"""Checkpoint folders for tests: copies of the recorded ones, in other dtypes, or damaged on purpose; a large one."""
 
 import json
 import re
@@ -11,7 +11,9 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from dllm_jax.checkpoints import hf
+from dllm_jax.checkpoints import files, hf, layout
+from dllm_jax.models import registry
+from dllm_jax.models.model import abstract_model
 from tests.traces import GOLDENS
 
 TINY, GQA, SHARDED = (GOLDENS / "checkpoints" / name for name in ("llada-tiny", "llada-tiny-gqa", "llada-tiny-sharded"))
@@ -56,6 +58,31 @@ def one_layer(source: Path, target: Path) -> Path:
             del edited[name]
 
     return with_fields(with_tensors(source, target / "all", cut), target / "one", n_layers=1)
+
+
+def large(target: Path) -> Path:
+    """A LLaDA folder of 590 MB in four files; no tensor has more than 60 MB. Its weights are noise."""
+    width, mlp, vocab, layers = 1024, 4096, 14_650, 7
+    sizes = {"d_model": width, "n_layers": layers, "mlp_hidden_size": mlp, "vocab_size": vocab, "embedding_size": vocab}
+    fields = json.loads((TINY / "config.json").read_text()) | sizes | {"n_heads": 16, "n_kv_heads": 16}
+    target.mkdir()
+    (target / "config.json").write_text(json.dumps(fields))
+    config = files.read_config(target)
+    shapes = {
+        path: param.shape for path, param in layout.flatten(abstract_model(config, dtype=np.dtype("f4"))[1]).items()
+    }
+    named = [
+        pair
+        for path, names in registry.tensor_names(config).items()
+        for pair in zip(names, layout.tensor_shapes(path, shapes[path]), strict=True)
+    ]
+    random, weight_map = np.random.default_rng(0), {}
+    for number in range(4):
+        edited = {name: random.standard_normal(shape, np.float32) for name, shape in named[number::4]}
+        save_file(edited, target / f"model-{number}.safetensors", metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(edited, f"model-{number}.safetensors")
+    (target / hf.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    return target
 
 
 def in_dtype(source: Path, target: Path, dtype: Any) -> Path:

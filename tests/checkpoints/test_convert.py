@@ -57,6 +57,15 @@ def test_a_converted_model_loads_equal(converted, dtype):
     assert load_model(GQA).config == load_model(converted).config
 
 
+def test_a_folder_that_was_written_at_once_still_loads(converted, tmp_path):
+    """As conversions wrote it before they wrote groups."""
+    folder = Path(shutil.copytree(converted, tmp_path / "m"))
+    shutil.rmtree(folder / "params")
+    store.save_params(folder / "params", layout.flatten(load_model(GQA).params))
+    convert_command.write_manifest(folder)
+    assert same_bits(params_of(converted), params_of(folder))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__)
 def test_to_orbax_and_back_bit_for_bit(dtype, tmp_path):
     source = in_dtype(SHARDED, tmp_path / "source", dtype)
@@ -174,7 +183,7 @@ def test_bad_usage_is_one_line(arguments, told, tmp_path, capsys):
 
 
 def test_ctrl_c_leaves_nothing(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(convert_command, "load_model", mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(convert_command, "open_checkpoint", mock.Mock(side_effect=KeyboardInterrupt))
     assert convert_command.main(["convert", f"--source={GQA}", f"--target={tmp_path / 'm'}"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
     assert not list(tmp_path.iterdir())

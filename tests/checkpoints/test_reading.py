@@ -10,7 +10,7 @@ import pytest
 
 from dllm_jax import mesh as meshes
 from dllm_jax.bench import loading
-from dllm_jax.checkpoints import convert, files, hf, layout
+from dllm_jax.checkpoints import convert, files, hf, layout, store
 from dllm_jax.checkpoints.load import load_model
 from dllm_jax.errors import UsageError
 from dllm_jax.memory import placed
@@ -64,7 +64,7 @@ def test_every_part_is_that_of_the_whole(folder, shape, dtype, monkeypatch):
     monkeypatch.setattr(layout, "JOB_ELEMENTS", 1500)  # so that every tensor is several jobs
     wanted, found = wanted_on(folder, make_mesh(**dict(zip(meshes.MESH_AXES, shape, strict=True))), dtype)
     expected = expected_params(folder, wanted)
-    read = dict(hf.read_params(found, wanted=wanted))
+    read = dict(hf.read_params(found, wanted=wanted, limit=files.IN_FLIGHT_BYTES))
     assert list(read) == list(wanted)
     for path, param in read.items():
         assert (param.dtype, param.sharding) == (expected[path].dtype, wanted[path].sharding)
@@ -191,6 +191,28 @@ def test_an_export_holds_one_parameter(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "split", splitting)
     hf.export_hf(load_model(TINY), tmp_path / "m")
     assert len(made) == len(tensors(TINY))
+
+
+def test_a_conversion_reads_what_it_writes_next(tmp_path, monkeypatch):
+    fuse, save, read, written = layout.fuse, store.ocp.partial.save, [], []
+
+    def fusing(path, *args, **kwargs):
+        part = fuse(path, *args, **kwargs)
+        read.append((path, part.nbytes))
+        return part
+
+    def saving(path, arrays):
+        assert [path for path, _ in read] == list(arrays)
+        assert len(arrays) == 1 or sum(size for _, size in read) <= 150_000
+        written.extend(arrays)
+        read.clear()
+        save(path, arrays)
+
+    monkeypatch.setattr(convert, "GROUP_BYTES", 150_000)
+    monkeypatch.setattr(layout, "fuse", fusing)
+    monkeypatch.setattr(store.ocp.partial, "save", saving)
+    convert.convert(TINY, tmp_path / "m", to="orbax", dtype="keep", overwrite=False)
+    assert written == list(layout.flatten(load_model(TINY).params))
 
 
 def test_arrays_of_a_converted_folder_are_restored_in_groups(tmp_path, monkeypatch):

@@ -159,20 +159,60 @@ def test_a_verifier_of_two_processes(teacher: str, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "two.training").iterdir()} == {"metrics.jsonl", "tensorboard"}
 
 
-def test_a_filter_of_two_processes(teacher: str, tmp_path: Path) -> None:
+def test_a_filter_of_two_and_of_four_processes(teacher: str, tmp_path: Path) -> None:
     for name, count, devices in (("one", 1, 2), ("two", 2, 1)):
         output = f"output.path={tmp_path / name}"
         ended_well(run("train.filter", *FITTED, teacher, "mesh.data=2", output, count=count, devices=devices))
-    one, two = tmp_path / "one.training" / "records", tmp_path / "two.training" / "records"
-    files = {path.name: path.read_bytes() for path in one.iterdir()}
-    assert {path.name: path.read_bytes() for path in two.iterdir()} == files
-    assert len(files) == 4  # of three batches, and what they are of
-    assert (tmp_path / "two/filter.safetensors").read_bytes() == (tmp_path / "one/filter.safetensors").read_bytes()
+    unreported = ("data.eval_prompts=0", teacher, "mesh.data=4", f"output.path={tmp_path / 'four'}")
+    ended_well(run("train.filter", *FITTED, *unreported, count=4, devices=1))
+    one, two, four = (
+        {path.name: path.read_bytes() for path in (tmp_path / f"{name}.training" / "records").iterdir()}
+        for name in ("one", "two", "four")
+    )
+    assert len(one) == 4  # of three batches, and what they are of
+    assert two == one
+    assert {**four, "records.json": one["records.json"]} == one  # which names the mesh
+    fitted = [(tmp_path / name / "filter.safetensors").read_bytes() for name in ("one", "two", "four")]
+    assert fitted == fitted[:1] * 3
 
 
-def test_what_one_process_converted_is_restored_by_two(expected: bytes, tmp_path: Path) -> None:
-    flags = (f"--source={ASSETS / 'llada-tiny'}", f"--target={tmp_path / 'model'}")
-    ended_well(run("dllm_jax.checkpoints.convert", *flags))
-    settings = (*SHORT, f"model.path={tmp_path / 'model'}", "mesh.fsdp=2", "mesh.tensor=2")
-    ended_well(run("decode.run", *settings, f"output.path={tmp_path / 'out.jsonl'}", count=2))
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process converted."""
+    target = tmp_path_factory.mktemp("converted") / "model"
+    ended_well(run("dllm_jax.checkpoints.convert", f"--source={ASSETS / 'llada-tiny'}", f"--target={target}"))
+    return target
+
+
+@pytest.mark.parametrize(("count", "mesh"), [(2, {"fsdp": 2, "tensor": 2}), (4, {"data": 2, "fsdp": 2, "tensor": 2})])
+def test_what_one_process_converted_is_restored_by_several(
+    count: int, mesh: dict[str, int], converted: Path, expected: bytes, tmp_path: Path
+) -> None:
+    settings = (*SHORT, f"model.path={converted}", *(f"mesh.{axis}={size}" for axis, size in mesh.items()))
+    ended_well(run("decode.run", *settings, f"output.path={tmp_path / 'out.jsonl'}", count=count))
     assert (tmp_path / "out.jsonl").read_bytes() == expected
+
+
+def test_what_two_processes_saved_is_restored_by_one_and_by_four(expected: bytes, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    source = f"model.path={ASSETS / 'llada-tiny'}"
+    ended_well(run("tests.distributed.save", source, "mesh.fsdp=2", "mesh.tensor=2", f"output.path={model}", count=2))
+    for count, mesh in ((1, "mesh.tensor=2"), (4, "mesh.data=4")):
+        path = tmp_path / f"{count}.jsonl"
+        ended_well(run("decode.run", *SHORT, f"model.path={model}", mesh, f"output.path={path}", count=count))
+        assert path.read_bytes() == expected
+
+
+def test_a_training_of_two_processes_is_continued_by_one(teacher: str, tmp_path: Path) -> None:
+    job = (*TRAINED, teacher, "mesh.fsdp=2", "train.steps=60", "train.eval_every=60")
+    with started("train.verifier", *job, f"output.path={tmp_path / 'cut'}", count=2, devices=1) as processes:
+        while not list((tmp_path / "cut.training" / "checkpoints").glob("[0-9]*")):
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.02)
+        for process in processes:
+            process.kill()
+    assert not (tmp_path / "cut").exists()
+    for name in ("cut", "whole"):
+        ended_well(run("train.verifier", *job, f"output.path={tmp_path / name}"))
+    cut, whole = (tmp_path / name / "model.safetensors" for name in ("cut", "whole"))
+    assert cut.read_bytes() == whole.read_bytes()

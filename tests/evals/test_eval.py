@@ -1,6 +1,7 @@
 """`python -m decode.eval` from a file of tasks to a table, scored lines and metrics, with the bundled model."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,20 @@ def test_accuracy_of_the_bundled_model(tmp_path):
     metrics = json.loads(Path(f"{output}.metrics.json").read_text())
     assert metrics["num_samples_by_task"] == dict.fromkeys(SCORERS, 20)
     assert metrics["accuracy"] >= 0.93  # 0.97 measured; two answers more or less are rounding
+
+
+@pytest.mark.parametrize(
+    ("flags", "file"), [((), tasks.HELD_OUT_SMALL), (("--config.eval.full=true",), tasks.HELD_OUT)]
+)
+def test_all_bundled_tasks_on_request(flags, file, monkeypatch):
+    asked = []
+    monkeypatch.setattr("dllm_jax.jobs.run", lambda config, **_: asked.append(config.input.path) or sys.exit(0))
+    with pytest.raises(SystemExit):
+        execute(*flags)
+    assert asked == [str(file)]
+
+
+def test_all_bundled_tasks_or_a_file(tmp_path, capsys):
+    given = write(tmp_path / "tasks.jsonl", samples("copy", 1))
+    assert execute(given, "--config.eval.full=true") == 2
+    assert capsys.readouterr().err.startswith("error: eval.full: expected false with input.path, got true with")
