@@ -25,6 +25,7 @@ from dllm_jax.settings import (
     EbSettings,
     EntropyThresholdSettings,
     EotSettings,
+    EvalSettings,
     FactorSettings,
     FilterSettings,
     FrechetSettings,
@@ -92,6 +93,7 @@ class Config:
     pipelined: PipelinedSettings = dataclasses.field(default_factory=PipelinedSettings)
     eot: EotSettings = dataclasses.field(default_factory=EotSettings)
     settled: SettledSettings = dataclasses.field(default_factory=SettledSettings)
+    eval: EvalSettings = dataclasses.field(default_factory=EvalSettings)
     distributed: DistributedSettings = dataclasses.field(default_factory=DistributedSettings)
     bench: BenchSettings = dataclasses.field(default_factory=BenchSettings)
     plan: PlanSettings = dataclasses.field(default_factory=PlanSettings)

@@ -26,7 +26,8 @@ def identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh, *, command: 
     return {
         **basis(config, mesh),
         "command": command,
-        "output": {"trace": config.output.trace},
+        "output": {"trace": config.output.trace, "stop": config.output.stop},
+        **({"eval": dataclasses.asdict(config.eval)} if with_answers else {}),
         "prompts": digest(prompts, with_answers=with_answers),
     }
 
@@ -40,7 +41,7 @@ def basis(config: Config, mesh: Mesh, *, sections: Collection[str] = ()) -> dict
         sections: of the settings (default: all that a decode reads).
     """
     settings = dataclasses.asdict(config)
-    for name in ("input", "output", "distributed", "bench", "plan"):
+    for name in ("input", "output", "eval", "distributed", "bench", "plan"):
         del settings[name]
     for name in ("model", "tokenizer", *every_companion()):
         del settings[name]["path"]  # its content stands under files
@@ -74,7 +75,7 @@ def digest(prompts: Sequence[Prompt], *, with_answers: bool) -> str:
         prompts: the prompts.
         with_answers: tasks and answers count too.
     """
-    left_out = {"line"} if with_answers else {"line", "task", "answer"}
+    left_out = {"line"} if with_answers else {"line", "task", "answer", "doc"}
     names = [field.name for field in dataclasses.fields(Prompt) if field.name not in left_out]
     asked = [[getattr(prompt, name) for name in names] for prompt in prompts]
     return hashlib.sha256(repr(asked).encode()).hexdigest()

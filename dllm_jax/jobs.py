@@ -18,7 +18,7 @@ from dllm_jax import hosts
 from dllm_jax.checkpoints import fingerprint
 from dllm_jax.checkpoints.load import load_model, resolve
 from dllm_jax.config import Config
-from dllm_jax.data import text
+from dllm_jax.data import stops, text
 from dllm_jax.data.outputs import Finished, ResultFile, Row, difference
 from dllm_jax.data.prompts import BadLines, Check, Prompt, read, source
 from dllm_jax.decoding import end_tokens
@@ -110,6 +110,8 @@ def run(
             print(f"finished already: {config.output.path}", file=sys.stderr)
             return Outcome(asked, *begun)
         job = prepare(config, asked, mesh, bad=bad, file=file, done=begun)
+        if config.output.stop and not job.codec:
+            raise UsageError(f"output.stop: expected none without a tokenizer, got {config.output.stop!r}")
         if score and not job.codec:
             raise UsageError(f"tokenizer.path: expected a tokenizer, to score text, got none in {config.model.path!r}")
         hosts.meet()
@@ -192,7 +194,7 @@ def decode(job: Job) -> JobResult:
         for batch, result in job.decoder.stream([job.tokens[place] for place in pending], rows=indices):
             places = [pending[i] for i in batch]
             prompts = [job.prompts[place] for place in places]
-            rows = {prompt.index: _row(prompt, result, i, job.codec) for i, prompt in enumerate(prompts)}
+            rows = {prompt.index: _row(prompt, result, i, job) for i, prompt in enumerate(prompts)}
             if job.config.output.trace:
                 for i, place in enumerate(places):
                     rows[prompts[i].index] |= _trace(job, result, i, prompt_ids=job.tokens[place])
@@ -344,18 +346,23 @@ def _encode(prompt: Prompt, codec: text.TextCodec | None) -> list[int]:
     return list(prompt.prompt_ids)
 
 
-def _row(prompt: Prompt, result: DecodeResult, i: int, codec: text.TextCodec | None) -> Row:
+def _row(prompt: Prompt, result: DecodeResult, i: int, job: Job) -> Row:
     """The output line of row `i` of a batch."""
     output_ids, masks_left = result.tokens_BG[i].tolist(), int(result.masks_left_B[i])
+    shown, num_tokens, reason = None, int(result.num_tokens_B[i]), result.finish_reason[i]
+    if job.codec:
+        wanted = (*job.config.output.stops, *prompt.stop)
+        shown, num_tokens, stopped = stops.cut(job.codec, result.text_ids(i), wanted)
+        reason = stops.STOPPED if stopped and reason != "error" else reason
     return {
         "id": prompt.id,
-        "text": codec.decode(result.text_ids(i)) if codec else None,
+        "text": shown,
         "output_ids": output_ids,
-        "num_tokens": int(result.num_tokens_B[i]),
+        "num_tokens": num_tokens,
         **({"masks_left": masks_left} if masks_left else {}),
         "nfe": int(result.nfe_B[i]),
         "commit_step": result.commit_step_BG[i].tolist(),
-        "finish_reason": result.finish_reason[i],
+        "finish_reason": reason,
     } | (result.log.row(i) if result.log else {})
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ class Prompt:
     prompt_ids: tuple[int, ...] | None = None  # tokens, used as they are
     task: Any = None  # as the line has it: only who scores or learns looks at these two
     answer: Any = None
+    doc: Mapping[str, Any] | None = None  # the whole line of a public data set, from which decode.eval words its prompt
+    stop: tuple[str, ...] = ()  # the text ends before the first of these, as before those of output.stop
 
 
-Check = Callable[[Prompt], object]
+Check = Callable[[Prompt], Prompt | None]  # may put another prompt in the place of the one that it looks at
 
 
 @dataclasses.dataclass
@@ -86,7 +88,8 @@ def read(
     Args:
         settings: where from.
         bad: what happens with malformed lines.
-        check: raises `UsageError` for lines that are no good for other reasons.
+        check: raises `UsageError` for lines that are no good for other reasons; a prompt that it returns counts
+            instead.
         field: the setting the path came from, for errors.
 
     Raises:
@@ -102,7 +105,7 @@ def read(
             given: dict[str, Any] = {"id": index} | formats.fields(_record(line))
             prompt = Prompt(index=index, line=number, **given)
             if check:
-                check(prompt)
+                prompt = check(prompt) or prompt
             prompts.append(prompt)
     if not filled:
         raise UsageError(f"{field}: expected at least one line of JSON, got an empty file {settings.path!r}")

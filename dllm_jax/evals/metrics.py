@@ -21,7 +21,8 @@ def summarize(samples: Sequence[Sample]) -> dict[str, Any]:
         Over all samples: `num_samples`, `accuracy` (micro: the share of samples that are correct), `accuracy_interval`
         (95%, Wilson), `accuracy_macro` (the mean of the tasks' accuracies), `nfe_mean` (forwards per sample) and
         `tokens_per_forward` (all tokens up to the end of text / all forwards). Per task, as mappings from its name: the
-        same names with `_by_task`, except `accuracy_macro`.
+        same names with `_by_task`, except `accuracy_macro`; and, for tasks with a stricter reading (`correct_strict`),
+        `accuracy_strict_by_task`.
     """
     by_task = defaultdict(list)
     for sample in samples:
@@ -31,6 +32,12 @@ def summarize(samples: Sequence[Sample]) -> dict[str, Any]:
     overall["accuracy_macro"] = fmean(own["accuracy"] for own in tasks.values())
     for name in next(iter(tasks.values())):
         overall[f"{name}_by_task"] = {task: own[name] for task, own in tasks.items()}
+    strict = {
+        task: [sample["correct_strict"] for sample in own if "correct_strict" in sample]
+        for task, own in by_task.items()
+    }
+    if any(strict.values()):
+        overall["accuracy_strict_by_task"] = {task: fmean(readings) for task, readings in strict.items() if readings}
     return overall
 
 

@@ -19,6 +19,7 @@ from dllm_jax.settings.combinations import (
     check_combination,
     policy_table,
 )
+from dllm_jax.settings.evaluation import EvalSettings
 from dllm_jax.settings.general import (
     BenchSettings,
     DecodeSettings,
@@ -80,6 +81,7 @@ __all__ = [
     "EbSettings",
     "EntropyThresholdSettings",
     "EotSettings",
+    "EvalSettings",
     "FactorSettings",
     "FilterSettings",
     "Fits",
