@@ -167,7 +167,7 @@ def prepare(
     companions = open_companions(config, mesh)
     model = open_model(config, mesh)
     codec = load_codec(config, model)
-    _check_tokens(model, companions, config=config, codec=codec)
+    check_tokens(model, companions, config=config, codec=codec)
     end_ids = end_tokens.end_tokens(model.config, codec, setting=config.model.eot_token_id)
     decoder = Decoder(model, config, end_ids=end_ids, **companions)
     kept, tokens = [], []
@@ -286,7 +286,7 @@ def open_model(config: Config, mesh: Mesh) -> Model:
     return random_model(shape, dtype=dtype, mesh=mesh, seed=config.decode.seed)
 
 
-def _check_tokens(model: Model, networks: Mapping[str, Any], *, config: Config, codec: text.TextCodec | None) -> None:
+def check_tokens(model: Model, networks: Mapping[str, Any], *, config: Config, codec: text.TextCodec | None) -> None:
     """Compares the tokens of the model with those of the policy's own networks."""
     for companion in companions_of(config):
         theirs = text.load(companion.place(config), TokenizerSettings(chat_template="off"))

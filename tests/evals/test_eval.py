@@ -8,7 +8,6 @@ import pytest
 from decode import eval as command
 from dllm_jax import cli
 from dllm_jax.data import tasks
-from dllm_jax.evals.scorers import SCORERS
 
 ROOT = Path(__file__).parents[2]
 FAST = ("--config.decode.gen_length=32", "--config.decode.batch_size=4", "--config.mesh.data=1")
@@ -69,7 +68,10 @@ def test_bad_lines_can_be_left_out(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"prompt": "hi"}, "tasks.jsonl:2: task: expected one of word_problem, copy, reverse, sort, shuffle, got None"),
+        (
+            {"prompt": "hi"},
+            "tasks.jsonl:2: task: expected one of word_problem, copy, reverse, sort, shuffle, latin_square, paired_c",
+        ),
         ({"prompt": "hi", "task": "poetry", "answer": "a"}, "tasks.jsonl:2: task: expected one of word_problem,"),
         ({"prompt": "hi", "task": "sort"}, "tasks.jsonl:2: answer: expected the text of a sort answer, got None"),
         (
@@ -78,7 +80,7 @@ def test_bad_lines_can_be_left_out(tmp_path, capsys):
         ),
         (
             {"prompt": "hi", "task": 5, "answer": "5"},
-            "tasks.jsonl:2: task: expected one of word_problem, copy, reverse, sort, shuffle, got 5",
+            "gsm8k, math500, humaneval, mbpp, got 5",
         ),
     ],
 )
@@ -104,5 +106,5 @@ def test_accuracy_of_the_bundled_model(tmp_path):
         == 0
     )
     metrics = json.loads(Path(f"{output}.metrics.json").read_text())
-    assert metrics["num_samples_by_task"] == dict.fromkeys(SCORERS, 20)
+    assert metrics["num_samples_by_task"] == dict.fromkeys(tasks.TASKS, 20)
     assert metrics["accuracy"] >= 0.93  # 0.97 measured; two answers more or less are rounding
