@@ -163,6 +163,7 @@ def run(
     try:
         results: dict[str, Any] = simple_evaluate(
             model=lm,
+            model_args=f"pretrained={Path(config.model.path).name}",  # the name of the folder of results
             tasks=list(names),
             task_manager=manager,
             num_fewshot=shots,

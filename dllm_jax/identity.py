@@ -16,6 +16,8 @@ from dllm_jax.data.prompts import Prompt
 from dllm_jax.decoding.policies.build import companions_of, every_companion
 from dllm_jax.version import __version__
 
+SCORING = ("code_seconds", "code_memory_mb")  # settings of `eval` that decide scores; the others decide prompts
+
 
 def identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh, *, command: str) -> dict[str, Any]:
     """What decides the rows: an output is continued, or taken for finished, only if all of it is the same.
@@ -27,7 +29,7 @@ def identity(config: Config, prompts: Sequence[Prompt], mesh: Mesh, *, command: 
         **basis(config, mesh),
         "command": command,
         "output": {"trace": config.output.trace, "stop": config.output.stop},
-        **({"eval": dataclasses.asdict(config.eval)} if with_answers else {}),
+        **({"eval": {name: getattr(config.eval, name) for name in SCORING}} if with_answers else {}),
         "prompts": digest(prompts, with_answers=with_answers),
     }
 

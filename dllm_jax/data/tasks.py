@@ -80,11 +80,7 @@ def _latin_square(rng: random.Random) -> tuple[str, str]:
     side = len(words)
     rows, columns = (rng.sample(range(side), side) for _ in range(2))
     square = [", ".join(words[(row + column) % side] for column in columns) for row in rows]
-    prompt = (
-        f"Write {side} rows with the words {', '.join(words)}: every word once in every row and once in every column. "
-        "Put commas between words and semicolons between rows."
-    )
-    return prompt, f"{'; '.join(square)}."
+    return f"Make a Latin square of the words {', '.join(words)}. Rows end with ;", f"{'; '.join(square)}."
 
 
 def _paired_choice(rng: random.Random) -> tuple[str, str]:

@@ -83,13 +83,6 @@ def same_value(text: str, answer: str) -> bool:
     return worker().same(text.translate(MINUS), answer.translate(MINUS))
 
 
-def reference(doc_answer: object, solution: object) -> str:
-    r"""The answer of a line of MATH: its `answer`, else the last \boxed{} of its solution; "" if it has neither."""
-    if isinstance(doc_answer, str) and doc_answer.strip():
-        return doc_answer
-    return boxed(solution) if isinstance(solution, str) else ""
-
-
 def _plain(latex: str) -> str:
     """LaTeX without what only concerns its looks."""
     latex = latex.translate(MINUS)

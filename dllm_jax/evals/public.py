@@ -13,7 +13,7 @@ from typing import Any
 
 from dllm_jax.data.prompts import Prompt
 from dllm_jax.errors import UsageError
-from dllm_jax.evals.maths import reference
+from dllm_jax.evals.numbers import boxed
 
 FOLDER = Path(__file__).parents[1] / "assets" / "eval"
 TASKS = ("gsm8k", "math500", "humaneval", "mbpp")
@@ -68,17 +68,22 @@ def task_of(doc: Doc) -> str:
         return "humaneval"
     if "test_list" in doc:
         return "mbpp"
-    if "problem" in doc and reference(doc.get("answer"), doc.get("solution")):
+    if "problem" in doc and reference_of("math500", doc):
         return "math500"
-    answer = doc.get("answer")
-    return "gsm8k" if "question" in doc and isinstance(answer, str) and "#### " in answer else ""
+    return "gsm8k" if "question" in doc and "#### " in str(doc.get("answer")) else ""
 
 
 def reference_of(task: str, doc: Doc) -> Any:
-    """What `scorers.scorer_for` wants of a line: the answer in words, or for programs the line itself."""
-    if task == "math500":
-        return reference(doc.get("answer"), doc.get("solution"))
-    return doc.get("answer") if task == "gsm8k" else doc
+    r"""What `scorers.scorer_for` wants of a line: the answer in words, or for programs the line itself.
+
+    The answer of MATH is `answer`, else the last \boxed{} of `solution`.
+    """
+    if task not in ("gsm8k", "math500"):
+        return doc
+    answer, solution = doc.get("answer"), doc.get("solution")
+    if type(answer) in (int, float):
+        return str(answer)
+    return boxed(solution) if task == "math500" and not answer and isinstance(solution, str) else answer
 
 
 def asked(prompt: Prompt, *, task: str, chat: bool, shots: int) -> Prompt:
