@@ -248,6 +248,17 @@ def test_greedy_continuations_and_rolling_likelihoods():
     assert rolling == likelihood.log_likelihood(model, [], [5, 6, 7], mc_num=4, batch_size=4, cfg_scale=0.0, seed=0)
 
 
+def test_a_context_that_is_too_long_loses_its_beginning(model, codec, capsys):
+    lm = harness(model, codec)
+    longest = model.config.max_length
+    words = "tea, " * longest
+    prompt, answer = lm._pair(words, "oak")
+    assert len(prompt) + len(answer) == longest
+    assert prompt == codec.encode_answer(words.rstrip())[-len(prompt) :]
+    assert len(lm._prompt(words, lm.decoder(32))) == longest - 32
+    assert capsys.readouterr().err.count("tokens is cut to its last") == 1
+
+
 def test_white_space_between_context_and_continuation_belongs_to_the_latter(model, codec):
     lm = harness(model, codec)
     assert lm._pair("tea, ", "oak") == lm._pair("tea,", " oak")

@@ -144,12 +144,16 @@ class DiffusionLM(LM):
     def _prompt(self, context: str, decoder: Decoder) -> list[int]:
         """Tokens of a context, without its beginning if it is too long."""
         tokens = self.codec.encode_chat(context) if self.chat else self.codec.encode_answer(context)
-        longest = decoder.longest_prompt
-        if len(tokens) > longest > 0:
-            self._tell(f"a context of {len(tokens)} tokens is cut to its last {longest} (others may be, too)")
-            tokens = tokens[-longest:]
+        tokens = self._shortened(tokens, decoder.longest_prompt)
         decoder.check(tokens)
         return tokens
+
+    def _shortened(self, tokens: list[int], longest: int) -> list[int]:
+        """The end of a context that is too long; where there is no room for any, all of it, to be refused."""
+        if not 0 < longest < len(tokens):
+            return tokens
+        self._tell(f"a context of {len(tokens)} tokens is cut to its last {longest} (others may be, too)")
+        return tokens[-longest:]
 
     def _text(self, result: DecodeResult, row: int, *, budget: int, settings: Mapping[str, Any]) -> str:
         until = settings.get("until") or []
@@ -164,14 +168,12 @@ class DiffusionLM(LM):
         encode = self.codec.encode_chat if self.chat else self.codec.encode_answer
         stripped = context.rstrip()
         begun = encode(stripped)
-        return begun, encode(context + continuation)[len(begun) :]
+        answer = encode(context + continuation)[len(begun) :]
+        longest = self.model.config.max_length - len(answer)
+        return self._shortened(begun, longest), answer
 
     def _weight(self, prompt: Sequence[int], answer: Sequence[int]) -> float:
         settings = self.config.eval
-        longest = self.model.config.max_length - len(answer)
-        if len(prompt) > longest >= 0:
-            self._tell(f"a context of {len(prompt)} tokens is cut to its last {longest} (others may be, too)")
-            prompt = prompt[len(prompt) - longest :]
         return log_likelihood(
             self.model,
             prompt,
@@ -183,7 +185,12 @@ class DiffusionLM(LM):
         )
 
     def _greedy(self, prompt: Sequence[int], answer: Sequence[int]) -> bool:
-        """Whether the surest token first, one by one, gives the answer (LLaDA's `suffix_greedy_prediction`)."""
+        """Whether the surest token first, one by one, gives the answer (LLaDA's `suffix_greedy_prediction`).
+
+        Nothing can be decoded behind an empty context: False.
+        """
+        if not prompt:
+            return False
         decode = DecodeSettings(
             gen_length=len(answer),
             block_length=0,
