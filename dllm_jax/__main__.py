@@ -25,6 +25,7 @@ COMMANDS = {
     "eval": Command("decode.eval", "decode tasks with known answers: accuracy and cost"),
     "sweep": Command("decode.sweep", "eval for every variant of an experiment, side by side"),
     "report": Command("decode.report", "one page on a sweep: pictures, tables, paired comparisons"),
+    "lm-eval": Command("decode.lm_eval", "run tasks of lm-evaluation-harness"),
     "bench": Command("decode.bench", "measure steps and decodes against what the device allows"),
     "plan": Command("decode.plan", "what a decode will take, before anything is loaded: memory, traffic, floors"),
     "convert": Command("dllm_jax.checkpoints.convert", "convert a checkpoint between Hugging Face and Orbax"),

@@ -93,8 +93,8 @@ class Config:
     pipelined: PipelinedSettings = dataclasses.field(default_factory=PipelinedSettings)
     eot: EotSettings = dataclasses.field(default_factory=EotSettings)
     settled: SettledSettings = dataclasses.field(default_factory=SettledSettings)
-    distributed: DistributedSettings = dataclasses.field(default_factory=DistributedSettings)
     eval: EvalSettings = dataclasses.field(default_factory=EvalSettings)
+    distributed: DistributedSettings = dataclasses.field(default_factory=DistributedSettings)
     bench: BenchSettings = dataclasses.field(default_factory=BenchSettings)
     plan: PlanSettings = dataclasses.field(default_factory=PlanSettings)
 

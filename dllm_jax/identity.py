@@ -16,6 +16,8 @@ from dllm_jax.data.prompts import Prompt
 from dllm_jax.decoding.policies.build import companions_of, every_companion
 from dllm_jax.version import __version__
 
+SCORING = ("code_seconds", "code_memory_mb")  # settings of `eval` that decide scores; the others decide prompts
+
 
 def identity(config: Config, prompts: str, mesh: Mesh, *, command: str) -> dict[str, Any]:
     """What decides the rows: an output is continued, or taken for finished, only if all of it is the same.
@@ -31,7 +33,12 @@ def identity(config: Config, prompts: str, mesh: Mesh, *, command: str) -> dict[
     return {
         **basis(config, mesh),
         "command": command,
-        "output": {"trace": config.output.trace, "shard_lines": config.output.shard_lines},
+        "output": {
+            "trace": config.output.trace,
+            "shard_lines": config.output.shard_lines,
+            "stop": config.output.stop,
+        },
+        **({"eval": {name: getattr(config.eval, name) for name in SCORING}} if command == "decode.eval" else {}),
         "prompts": prompts,
     }
 
@@ -89,7 +96,7 @@ class Digest:
     """The checksum of prompts that come one after the other; see `digest`."""
 
     def __init__(self, *, with_answers: bool) -> None:
-        left_out = {"line"} if with_answers else {"line", "task", "answer"}
+        left_out = {"line"} if with_answers else {"line", "task", "answer", "doc"}
         self._names = [field.name for field in dataclasses.fields(Prompt) if field.name not in left_out]
         self._sha = hashlib.sha256(b"[")
         self._between = b""

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from dllm_jax import hosts, remote
 from dllm_jax.checkpoints import fingerprint
 from dllm_jax.config import Config
+from dllm_jax.data import stops as stop_strings
 from dllm_jax.data import text
 from dllm_jax.data.outputs import difference
 from dllm_jax.data.prompts import BadLines, Check, Prompt, PromptFile, read, source
@@ -105,8 +106,8 @@ def run(
     stopping = on_sigterm() if config.output.path else contextlib.nullcontext(Stop())
     with stopping as stop, opened(config, field=field) as file, _errors(config, file) as errors:
         bad = BadLines(source(config.input), config.input.on_error, log=errors.add if errors else None)
-        survey = _Survey(with_answers=command == "decode.eval", check=check)
-        asked = read(config.input, bad, check=survey) if prompts is None else prompts
+        survey = _Survey(with_answers=command == "decode.eval")
+        asked = read(config.input, bad, check=check, seen=survey) if prompts is None else prompts
         for prompt in prompts or ():
             survey(prompt)
         mesh = decode_mesh(config, prompt_length=survey.longest)
@@ -133,14 +134,11 @@ def run(
 class _Survey:
     """What is known of prompts that were seen once: how long they are, about, and what tells them from others."""
 
-    def __init__(self, *, with_answers: bool, check: Check | None) -> None:
+    def __init__(self, *, with_answers: bool) -> None:
         self.longest = 1  # tokens of the longest, about
         self.digest = Digest(with_answers=with_answers)
-        self._check = check
 
     def __call__(self, prompt: Prompt) -> None:
-        if self._check:
-            self._check(prompt)
         self.longest = max(self.longest, _about_tokens(prompt))
         self.digest.add(prompt)
 
@@ -244,6 +242,8 @@ def prepare(
     bad.report(good=len(questions))
     ends = end_tokens.names(end_ids, codec)
     print("end of text:", ", ".join(f"{i} {name}".strip() for i, name in ends.items()), file=sys.stderr)
+    if config.output.stop and not codec:
+        raise UsageError(f"output.stop: expected none without a tokenizer, got {config.output.stop!r}")
     if score and not codec:
         raise UsageError(f"tokenizer.path: expected a tokenizer, to score text, got none in {config.model.path!r}")
     hosts.meet()
@@ -359,24 +359,29 @@ def _about_tokens(prompt: Prompt) -> int:
 
 def _line(job: Job, question: Question, result: DecodeResult, i: int) -> Row:
     """The output line of row `i` of a batch, with all that was asked for."""
-    row = _row(question.prompt, result, i, job.codec)
+    row = _row(job, question.prompt, result, i)
     if job.config.output.trace:
         row |= _trace(job, result, i, prompt_ids=question.tokens)
     return job.score.row(question.prompt, row) if job.score else row
 
 
-def _row(prompt: Prompt, result: DecodeResult, i: int, codec: text.TextCodec | None) -> Row:
+def _row(job: Job, prompt: Prompt, result: DecodeResult, i: int) -> Row:
     """The output line of row `i` of a batch."""
     output_ids, masks_left = result.tokens_BG[i].tolist(), int(result.masks_left_B[i])
+    shown, num_tokens, reason = None, int(result.num_tokens_B[i]), result.finish_reason[i]
+    if job.codec:
+        wanted = (*job.config.output.stops, *prompt.stop)
+        shown, num_tokens, stopped = stop_strings.cut(job.codec, result.text_ids(i), wanted)
+        reason = stop_strings.STOPPED if stopped and reason != "error" else reason
     return {
         "id": prompt.id,
-        "text": codec.decode(result.text_ids(i)) if codec else None,
+        "text": shown,
         "output_ids": output_ids,
-        "num_tokens": int(result.num_tokens_B[i]),
+        "num_tokens": num_tokens,
         **({"masks_left": masks_left} if masks_left else {}),
         "nfe": int(result.nfe_B[i]),
         "commit_step": result.commit_step_BG[i].tolist(),
-        "finish_reason": result.finish_reason[i],
+        "finish_reason": reason,
     } | (result.log.row(i) if result.log else {})
 
 

@@ -13,6 +13,7 @@ from dllm_jax.errors import UsageError
 Fields = dict[str, Any]  # those of `prompts.Prompt`
 OWN = ("prompt", "messages", "prompt_ids")
 IDS = ("id", "task_id", "question_id", "unique_id", "doc_id")  # the first that a line has is its id
+TESTS = {"test", "test_list"}  # a line that has them with a prompt is of HumanEval or of sanitized MBPP
 SYSTEM = ("system", "system_prompt")
 ROLES = ("system", "user", "assistant")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ROLES}
@@ -96,12 +97,14 @@ def fields(record: Mapping[str, Any]) -> Fields:
         UsageError: it is no format we know, or more than one, a field is malformed, or has to be refused.
     """
     refuse_unsupported(record)
-    found = _READERS[_kind(record)](record)
+    kind = _kind(record)
+    found = _READERS[kind](record)
     if system := _system(record):
         found = _with_system(found, system)
     ids = [record[name] for name in IDS if name in record]
     own = {name: record[name] for name in ("task", "answer") if name in record}
-    return found | ({"id": ids[0]} if ids else {}) | own
+    public = kind in ("question", "problem", "text") or (kind == "prompt" and TESTS & set(record))
+    return found | ({"id": ids[0]} if ids else {}) | own | ({"doc": record} if public else {})
 
 
 def _kind(record: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -31,9 +31,11 @@ class Prompt:
     prompt_ids: tuple[int, ...] | None = None  # tokens, used as they are
     task: Any = None  # as the line has it: only who scores or learns looks at these two
     answer: Any = None
+    doc: Mapping[str, Any] | None = None  # the whole line of a public data set, from which decode.eval words its prompt
+    stop: tuple[str, ...] = ()  # the text ends before the first of these, as before those of output.stop
 
 
-Check = Callable[[Prompt], object]
+Check = Callable[[Prompt], Prompt | None]  # may put another prompt in the place of the one that it looks at
 
 
 @dataclasses.dataclass
@@ -85,27 +87,28 @@ class PromptFile(Sequence[Prompt]):
 
     Args:
         lines: of the file, none of them kept yet.
+        check: see `read`.
     """
 
-    def __init__(self, lines: Lines) -> None:
-        self._lines = lines
+    def __init__(self, lines: Lines, check: Check | None) -> None:
+        self._lines, self._check = lines, check
         self._numbers, self._indices = array("I"), array("I")  # of the kept lines: in the file, among the filled ones
 
-    def scan(self, bad: BadLines, *, check: Check | None = None) -> None:
+    def scan(self, bad: BadLines, *, seen: Callable[[Prompt], None] | None = None) -> None:
         """Reads the whole file and keeps the good lines.
 
         Args:
             bad: what happens with malformed lines.
-            check: raises `UsageError` for lines that are no good for other reasons.
+            seen: see `read`.
 
         Raises:
             UsageError: `bad` fails at a line.
         """
         for index, (offset, number, line) in enumerate(self._lines.scan()):
             with bad.line(number, text=functools.partial(bytes, line)):
-                prompt = _prompt(line, index=index, number=number)
-                if check:
-                    check(prompt)
+                prompt = self._prompt(line, index=index, number=number)
+                if seen:
+                    seen(prompt)
                 self._lines.keep(offset)
                 self._numbers.append(number)
                 self._indices.append(index)
@@ -120,10 +123,16 @@ class PromptFile(Sequence[Prompt]):
     def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
-        return _prompt(self._lines.read(place), index=self._indices[place], number=self._numbers[place])
+        return self._prompt(self._lines.read(place), index=self._indices[place], number=self._numbers[place])
 
     def __iter__(self) -> Iterator[Prompt]:
         return (self[place] for place in range(len(self)))
+
+    def _prompt(self, line: bytes, *, index: int, number: int) -> Prompt:
+        """The prompt of a line."""
+        given: dict[str, Any] = {"id": index} | formats.fields(_record(line))
+        prompt = Prompt(index=index, line=number, **given)
+        return self._check(prompt) or prompt if self._check else prompt
 
     def text(self, place: int) -> bytes:
         """The line of a prompt."""
@@ -136,14 +145,21 @@ def source(settings: InputSettings) -> str:
 
 
 def read(
-    settings: InputSettings, bad: BadLines, *, check: Check | None = None, field: str = "input.path"
+    settings: InputSettings,
+    bad: BadLines,
+    *,
+    check: Check | None = None,
+    seen: Callable[[Prompt], None] | None = None,
+    field: str = "input.path",
 ) -> Sequence[Prompt]:
     """The prompts the settings ask for; blank lines are ignored.
 
     Args:
         settings: where from.
         bad: what happens with malformed lines.
-        check: raises `UsageError` for lines that are no good for other reasons; sees all good ones in their order.
+        check: raises `UsageError` for lines that are no good for other reasons; a prompt that it returns counts
+            instead.
+        seen: gets all good prompts in their order.
         field: the setting the path came from, for errors.
 
     Returns:
@@ -154,22 +170,17 @@ def read(
     """
     if settings.prompt:
         prompt = Prompt(index=0, line=1, id=0, text=formats.checked_text(settings.prompt, "input.prompt"))
-        if check:
-            check(prompt)
+        prompt = check(prompt) or prompt if check else prompt
+        if seen:
+            seen(prompt)
         return [prompt]
-    prompts = PromptFile(open_lines(settings.path or str(BUILT_IN), field=field))
-    prompts.scan(bad, check=check)
+    prompts = PromptFile(open_lines(settings.path or str(BUILT_IN), field=field), check)
+    prompts.scan(bad, seen=seen)
     if not prompts and not bad.count:
         raise UsageError(f"{field}: expected at least one line of JSON, got an empty file {settings.path!r}")
     if not prompts:
         bad.report(good=0)
     return prompts
-
-
-def _prompt(line: bytes, *, index: int, number: int) -> Prompt:
-    """The prompt of a line."""
-    given: dict[str, Any] = {"id": index} | formats.fields(_record(line))
-    return Prompt(index=index, line=number, **given)
 
 
 def _record(line: bytes) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Tally:
                 "committed": sum(step > 0 for step in row.get("commit_step", ())),
                 "errors": row.get("finish_reason") == "error",
                 "correct": row.get("correct", False),
+                **({"read_strictly": 1, "strict": row["correct_strict"]} if "correct_strict" in row else {}),
                 **{f"{PHASE}{name}": count for name, count in row.get("forwards_by_phase", {}).items()},
             },
         )

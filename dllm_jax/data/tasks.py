@@ -3,6 +3,10 @@
 Word problems need a chain of calculations, which the answer spells out. Copy, reverse and sort have one right answer,
 so their tokens may be committed in any order. In shuffle every position is uncertain and no word may come twice, so
 committing dependent positions together must fail. `dllm_jax/evals/scorers.py` says what counts as correct.
+
+Two more tasks are for models that know more: the bundled ones have never seen them. In a Latin square every word rules
+itself out in its row and column; of a choice among pairs ("high card", "two pair") both words are uncertain, and only
+some go together. A decoder that commits such positions at once mixes them, however good its model is.
 """
 
 import json
@@ -15,10 +19,13 @@ Sampler = Callable[[random.Random], tuple[str, str]]  # -> (prompt, answer)
 
 ASSETS = Path(__file__).parents[1] / "assets"
 HELD_OUT = ASSETS / "tasks_eval.jsonl"  # 100 of each task
+UNSEEN = ASSETS / "tasks_unseen.jsonl"  # 50 of each unseen task
 HELD_OUT_SMALL = ASSETS / "tasks.jsonl"  # every fifth of them
 
 LEXICON: dict[str, list[str]] = json.loads((ASSETS / "lexicon.json").read_text(encoding="utf-8"))
+PAIRS: list[list[str]] = json.loads((ASSETS / "pairs.json").read_text(encoding="utf-8"))
 LIST_LENGTHS = (3, 9)
+SQUARE_SIDES = (3, 4)
 START, CHANGE = (2, 20), (2, 20)
 EVENTS = (2, 3)
 GAIN_SHARE, LOSS_SHARE = 0.45, 0.43  # of the events; the rest doubles or triples
@@ -67,6 +74,22 @@ def _list_task(verb: str, solve: Callable[[random.Random, list[str]], list[str]]
     return sample
 
 
+def _latin_square(rng: random.Random) -> tuple[str, str]:
+    """A square in which every one of a few words stands once in every row and column, and one of many solutions."""
+    words = rng.sample(LEXICON["words"], rng.randint(*SQUARE_SIDES))
+    side = len(words)
+    rows, columns = (rng.sample(range(side), side) for _ in range(2))
+    square = [", ".join(words[(row + column) % side] for column in columns) for row in rows]
+    return f"Make a Latin square of the words {', '.join(words)}. Rows end with ;", f"{'; '.join(square)}."
+
+
+def _paired_choice(rng: random.Random) -> tuple[str, str]:
+    """A choice among terms of two words that may not be mixed, and one of the right answers."""
+    pairs = list(rng.choice(PAIRS))
+    rng.shuffle(pairs)
+    return f"Choose one of these and write nothing else: {', '.join(pairs)}.", f"{rng.choice(pairs)}."
+
+
 _SAMPLERS: dict[str, Sampler] = {
     "word_problem": _word_problem,
     "copy": _list_task("Copy", lambda _, words: words),
@@ -74,7 +97,9 @@ _SAMPLERS: dict[str, Sampler] = {
     "sort": _list_task("Sort", lambda _, words: sorted(words)),
     "shuffle": _list_task("Shuffle", lambda rng, words: rng.sample(words, len(words))),
 }
-TASKS = tuple(_SAMPLERS)
+TASKS = tuple(_SAMPLERS)  # of the bundled models' training
+_SAMPLERS |= {"latin_square": _latin_square, "paired_choice": _paired_choice}
+UNSEEN_TASKS = tuple(task for task in _SAMPLERS if task not in TASKS)
 TRAINING_SHARES = {task: 0.65 if task == "word_problem" else 0.35 / 4 for task in TASKS}
 
 
@@ -82,7 +107,7 @@ def generate(task: str, count: int, *, seed: int, exclude: Collection[str] = ())
     """Draws samples of one task; the same arguments give the same samples.
 
     Args:
-        task: one of `TASKS`.
+        task: one of `TASKS` or `UNSEEN_TASKS`.
         count: how many.
         seed: of the draws; every task has its own stream.
         exclude: prompts never to return, e.g. `held_out_prompts()`.

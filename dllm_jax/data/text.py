@@ -51,11 +51,24 @@ class TextCodec:
         text = prompt.text or ""
         if not template:
             return self.encode_answer(text)
-        messages = prompt.messages or [{"role": "user", "content": text}]
+        return self.encode_chat(self.render(prompt.messages or [{"role": "user", "content": text}]))
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A chat as text, up to where the answer begins, for `encode_chat`; a last message of the assistant goes on.
+
+        Raises:
+            UsageError: the template refuses the messages.
+        """
         if self.special_text == "allow":
-            return self.tokenizer.encode(self._render(messages), add_special_tokens=False)
+            return self._render(messages)
         hide = self._special.hide
-        return self._special.encode(self._render([m | {"content": hide(m["content"])} for m in messages]))
+        return self._render([{**message, "content": hide(message["content"])} for message in messages])
+
+    def encode_chat(self, text: str) -> list[int]:
+        """Tokens of a rendered chat, whose template has written all special tokens there are."""
+        if self.special_text == "allow":
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        return self._special.encode(text)
 
     def encode_answer(self, answer: str) -> list[int]:
         """Tokens of a text by itself, such as one that answers an encoded prompt, without a token that ends it."""
@@ -76,7 +89,7 @@ class TextCodec:
         return SpecialText(self.tokenizer)
 
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The chat as text, up to where the answer begins; a last message of the assistant goes on."""
+        """What the template makes of messages."""
         goes_on = messages[-1]["role"] == "assistant"
         try:
             text = self.tokenizer.apply_chat_template(

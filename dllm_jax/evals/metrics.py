@@ -22,7 +22,8 @@ def summarize(samples: Iterable[Sample] | Tally) -> dict[str, Any]:
         Over all samples: `num_samples`, `accuracy` (micro: the share of samples that are correct), `accuracy_interval`
         (95%, Wilson), `accuracy_macro` (the mean of the tasks' accuracies), `nfe_mean` (forwards per sample) and
         `tokens_per_forward` (all tokens up to the end of text / all forwards). Per task, as mappings from its name: the
-        same names with `_by_task`, except `accuracy_macro`.
+        same names with `_by_task`, except `accuracy_macro`; and, for tasks with a stricter reading (`correct_strict`),
+        `accuracy_strict_by_task`.
     """
     tally = samples if isinstance(samples, Tally) else Tally(samples)
     tasks = {task: _summarize(own) for task, own in tally.by_task.items()}
@@ -30,6 +31,9 @@ def summarize(samples: Iterable[Sample] | Tally) -> dict[str, Any]:
     overall["accuracy_macro"] = fmean(own["accuracy"] for own in tasks.values())
     for name in next(iter(tasks.values())):
         overall[f"{name}_by_task"] = {task: own[name] for task, own in tasks.items()}
+    strict = {task: sums["strict"] / sums["read_strictly"] for task, sums in tally.by_task.items() if "strict" in sums}
+    if strict:
+        overall["accuracy_strict_by_task"] = strict
     return overall
 
 

@@ -19,11 +19,11 @@ from dllm_jax.settings.combinations import (
     check_combination,
     policy_table,
 )
+from dllm_jax.settings.evaluation import EvalSettings
 from dllm_jax.settings.general import (
     BenchSettings,
     DecodeSettings,
     DistributedSettings,
-    EvalSettings,
     InputSettings,
     MeshSettings,
     ModelSettings,

@@ -1,6 +1,7 @@
 """The settings that concern every decode: model, input, output, devices, the decoding as a whole, benchmarks."""
 
 import dataclasses
+import json
 from typing import Any
 
 from dllm_jax.errors import UsageError
@@ -59,6 +60,9 @@ class InputSettings(Section):
         filled=True,
     )
     prompt: str = setting("", "one prompt, instead of input.path", filled=True)
+    task: str = setting(
+        "", "decode.eval: the task of lines that do not name theirs (empty: GSM8K, ... are told by their fields)"
+    )
     on_error: str = setting(
         "fail",
         "what a bad input line does: stop, or be left out (listed in output.path + .errors.jsonl)",
@@ -91,15 +95,27 @@ class OutputSettings(Section):
     spool: str = setting(
         "~/.cache/dllm_jax/outputs", "folder on this machine where an output grows that is a URL", filled=True
     )
+    stop: str = setting(
+        "", 'texts end before this string, or before the first of several: ["\\n\\n", "Question:"], a list in JSON'
+    )
     trace: bool = setting(False, "keep in every line what a viewer of the decoding needs: prompt, pieces, confidences")
     overwrite: bool = setting(False, "replace an output, finished or not, of other settings, prompts or weights")
 
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings; `check` refuses what is none."""
+        if not self.stop.startswith('["'):
+            return (self.stop,) if self.stop else ()
+        return tuple(json.loads(self.stop))
 
-@dataclasses.dataclass(frozen=True)
-class EvalSettings(Section):
-    """What decode.eval and decode.sweep measure."""
-
-    full: bool = setting(False, "all 500 bundled tasks where input.path names none, instead of 20 of each kind")
+    def check(self, name: str, config: Any) -> None:
+        """Stop strings are strings that are not empty."""
+        try:
+            stops = self.stops
+        except ValueError:
+            raise UsageError(f"{name}.stop: expected a text or a list of texts in JSON, got {self.stop!r}") from None
+        if not all(isinstance(stop, str) and stop for stop in stops):
+            raise UsageError(f"{name}.stop: expected texts that are not empty, got {self.stop!r}")
 
 
 @dataclasses.dataclass(frozen=True)

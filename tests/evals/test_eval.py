@@ -9,7 +9,6 @@ import pytest
 from decode import eval as command
 from dllm_jax import cli
 from dllm_jax.data import tasks
-from dllm_jax.evals.scorers import SCORERS
 
 ROOT = Path(__file__).parents[2]
 FAST = ("--config.decode.gen_length=32", "--config.decode.batch_size=4", "--config.mesh.data=1")
@@ -70,7 +69,10 @@ def test_bad_lines_can_be_left_out(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"prompt": "hi"}, "tasks.jsonl:2: task: expected one of word_problem, copy, reverse, sort, shuffle, got None"),
+        (
+            {"prompt": "hi"},
+            "tasks.jsonl:2: task: expected one of word_problem, copy, reverse, sort, shuffle, latin_square, paired_c",
+        ),
         ({"prompt": "hi", "task": "poetry", "answer": "a"}, "tasks.jsonl:2: task: expected one of word_problem,"),
         ({"prompt": "hi", "task": "sort"}, "tasks.jsonl:2: answer: expected the text of a sort answer, got None"),
         (
@@ -79,7 +81,7 @@ def test_bad_lines_can_be_left_out(tmp_path, capsys):
         ),
         (
             {"prompt": "hi", "task": 5, "answer": "5"},
-            "tasks.jsonl:2: task: expected one of word_problem, copy, reverse, sort, shuffle, got 5",
+            "gsm8k, math500, humaneval, mbpp, got 5",
         ),
     ],
 )
@@ -105,7 +107,7 @@ def test_accuracy_of_the_bundled_model(tmp_path):
         == 0
     )
     metrics = json.loads(Path(f"{output}.metrics.json").read_text())
-    assert metrics["num_samples_by_task"] == dict.fromkeys(SCORERS, 20)
+    assert metrics["num_samples_by_task"] == dict.fromkeys(tasks.TASKS, 20)
     assert metrics["accuracy"] >= 0.93  # 0.97 measured; two answers more or less are rounding
 
 
@@ -124,3 +126,43 @@ def test_all_bundled_tasks_or_a_file(tmp_path, capsys):
     given = write(tmp_path / "tasks.jsonl", samples("copy", 1))
     assert execute(given, "--config.eval.full=true") == 2
     assert capsys.readouterr().err.startswith("error: eval.full: expected false with input.path, got true with")
+
+
+def test_public_lines_are_asked_cut_and_scored(tmp_path, capsys):
+    number = {"question": "What is 2 + 3?", "answer": "2 + 3 = 5\n#### 5"}
+    program = {"task_id": "HumanEval/9", "prompt": "def f():\n", "test": "def check(f): pass\n", "entry_point": "f"}
+    output = tmp_path / "out.jsonl"
+    copy = samples("copy", 1)[0]
+    given = [write(tmp_path / "lines.jsonl", [number, program, copy]), *FAST, f"--config.output.path={output}"]
+    given += ["--config.eval.shots=0", '--config.output.stop=[",", ";"]']
+    assert execute(*given) == 2
+    assert "lines.jsonl:2: eval.run_code: expected true, as humaneval runs the code" in capsys.readouterr().err
+    assert execute(*given, "--config.eval.run_code=true") == 0
+
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["id"] for row in rows] == [0, "HumanEval/9", "copy-001"]
+    assert [row["task"] for row in rows] == ["gsm8k", "humaneval", "copy"]
+    assert [row.get("correct_strict") for row in rows] == [False, None, None]
+    assert (rows[2]["text"], rows[2]["finish_reason"]) == (copy["answer"].partition(",")[0], "stop")
+    assert 0 < rows[2]["num_tokens"] < 10
+    metrics = json.loads(Path(f"{output}.metrics.json").read_text())
+    assert metrics["accuracy_strict_by_task"] == {"gsm8k": 0.0}
+    assert metrics["num_tokens"] == sum(row["num_tokens"] for row in rows)
+    assert "gsm8k, strict" in capsys.readouterr().out
+    assert execute(*given, "--config.eval.run_code=true", "--config.eval.code_seconds=3") == 2  # other scores
+    assert "eval.code_seconds 10.0 instead of 3.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.input.task=poetry", "input.task: expected one of word_problem, "),
+        ('--config.output.stop=["x",', "output.stop: expected a text or a list of texts in JSON, got "),
+        ('--config.output.stop=["x", ""]', "output.stop: expected texts that are not empty, got "),
+        ("--config.eval.mc_num=7", "eval.mc_num: expected a multiple of 8, got 7"),
+        ("--config.eval.shots=-2", "eval.shots: expected at least -1, got -2"),
+    ],
+)
+def test_settings_of_evaluations_are_checked(capsys, flag, message):
+    assert execute(flag, "--config.model.path=bad") == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
