@@ -25,6 +25,7 @@ from dllm_jax.data.prompts import Prompt
 from dllm_jax.data.rows import Row
 from dllm_jax.errors import UsageError
 from dllm_jax.evals.scorers import scorer_for
+from dllm_jax.viewer import command as view
 
 
 def main(config: Config) -> int:
@@ -36,7 +37,9 @@ def main(config: Config) -> int:
         scorer_for(prompt.task, prompt.answer)
 
     score = jobs.Score(_scored, summarize)
-    outcome = jobs.run(_with_tasks(config), command="decode.eval", check=check, score=score)
+    config = view.traced(_with_tasks(config))
+    outcome = jobs.run(config, command="decode.eval", check=check, score=score)
+    view.write(config, outcome.rows)
     Console(highlight=False).print(_table(outcome.metrics))
     print(metrics.summary(outcome.metrics))
     if config.output.path:

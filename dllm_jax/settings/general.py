@@ -91,7 +91,10 @@ class OutputSettings(Section):
     spool: str = setting(
         "~/.cache/dllm_jax/outputs", "folder on this machine where an output grows that is a URL", filled=True
     )
-    trace: bool = setting(False, "keep in every line what a viewer of the decoding needs: prompt, pieces, confidences")
+    trace: bool = setting(
+        False, "keep in every line what decode.view shows: prompt, pieces, confidences, proposals of every forward"
+    )
+    view: str = setting("", "HTML file that shows the first prompts forward by forward (sets output.trace)")
     overwrite: bool = setting(False, "replace an output, finished or not, of other settings, prompts or weights")
 
 
