@@ -35,6 +35,7 @@ from dllm_jax.data.rows import Row
 from dllm_jax.errors import UsageError
 from dllm_jax.evals import public, scorers
 from dllm_jax.evals.sandbox import CodeLimits
+from dllm_jax.viewer import command as view
 
 if TYPE_CHECKING:
     from dllm_jax.kept import Kept
@@ -61,7 +62,9 @@ def main(config: Config, networks: "Kept | None" = None) -> int:
 
     limits = CodeLimits(config.eval.code_seconds, config.eval.code_memory_mb)
     score = jobs.Score(functools.partial(score_row, limits=limits), summarize)
-    outcome = jobs.run(_with_tasks(config), command="decode.eval", check=check, score=score, networks=networks)
+    config = view.traced(_with_tasks(config))
+    outcome = jobs.run(config, command="decode.eval", check=check, score=score, networks=networks)
+    view.write(config, outcome.rows)
     Console(highlight=False).print(_table(outcome.metrics))
     print(metrics.summary(outcome.metrics))
     if config.output.path:

@@ -23,6 +23,8 @@ from rich.text import Text
 
 from dllm_jax import cli
 from dllm_jax.config import Config
+from dllm_jax.data import traces
+from dllm_jax.viewer import command as view
 
 if TYPE_CHECKING:
     from dllm_jax.data.prompts import Prompt
@@ -33,7 +35,9 @@ def main(config: Config) -> int:
     """Decodes all prompts and writes or prints the results; returns 1 if rows ended with an error."""
     from dllm_jax import jobs, metrics  # import JAX: only after the flags are parsed
 
-    outcome = jobs.run(config, command="decode.run")
+    traced = view.traced(config)
+    outcome = jobs.run(traced, command="decode.run")
+    view.write(traced, outcome.rows)
     summary = metrics.summary(outcome.metrics)
     if config.output.path:
         print(f"{summary}\n{metrics.places(config)}")
@@ -42,7 +46,7 @@ def main(config: Config) -> int:
         print(summary)
     else:
         for row in outcome.rows:
-            print(json.dumps(row, ensure_ascii=False))
+            print(json.dumps(row if config.output.trace else traces.without(row), ensure_ascii=False))
         print(summary, file=sys.stderr)
     return jobs.exit_code(outcome)
 

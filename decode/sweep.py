@@ -89,6 +89,10 @@ def evaluate(
     Returns:
         The exit code of `decode.eval`.
     """
+    if config.output.view:
+        raise UsageError(
+            f"output.view: expected none in a sweep (decode.view takes its outputs), got {config.output.view!r}"
+        )
     folder = Path(config.output.path)
     if not config.output.path or remote.is_remote(config.output.path) or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"output.path: expected a folder, got {config.output.path!r}")

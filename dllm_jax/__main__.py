@@ -26,6 +26,8 @@ COMMANDS = {
     "sweep": Command("decode.sweep", "eval for every variant of an experiment, side by side"),
     "report": Command("decode.report", "one page on a sweep: pictures, tables, paired comparisons"),
     "lm-eval": Command("decode.lm_eval", "run tasks of lm-evaluation-harness"),
+    "view": Command("decode.view", "how prompts were decoded, forward by forward: page, picture, terminal"),
+    "chat": Command("decode.chat", "talk to a model in the terminal, and see its canvas fill"),
     "bench": Command("decode.bench", "measure steps and decodes against what the device allows"),
     "plan": Command("decode.plan", "what a decode will take, before anything is loaded: memory, traffic, floors"),
     "convert": Command("dllm_jax.checkpoints.convert", "convert a checkpoint between Hugging Face and Orbax"),

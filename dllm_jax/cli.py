@@ -293,6 +293,20 @@ def _fill(given: Any, schema: type[Any]) -> ConfigDict:
     return values
 
 
+def changed(config: Config, assignments: Sequence[str]) -> Config:
+    """The settings with others written over them.
+
+    Args:
+        config: all settings.
+        assignments: `section.field=value`, as behind `--config.`.
+
+    Raises:
+        UsageError: an unknown setting, or a value that is wrong by itself or with the others.
+    """
+    flags_given = [PROGRAM, *(f"--config.{assignment}" for assignment in assignments)]
+    return build(Config, _override(to_config_dict(config), flags_given, Config))
+
+
 def _override(values: ConfigDict, argv: list[str], schema: type[Any]) -> ConfigDict:
     """The values with the command line's `--config.section.field=value` written over them."""
     known = settings_of(schema)

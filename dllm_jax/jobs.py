@@ -21,7 +21,7 @@ from dllm_jax import hosts, remote
 from dllm_jax.checkpoints import fingerprint
 from dllm_jax.config import Config
 from dllm_jax.data import stops as stop_strings
-from dllm_jax.data import text
+from dllm_jax.data import text, traces
 from dllm_jax.data.outputs import difference
 from dllm_jax.data.prompts import BadLines, Check, Prompt, PromptFile, read, source
 from dllm_jax.data.results import ERRORS, Finished, ResultFile
@@ -359,21 +359,21 @@ def _about_tokens(prompt: Prompt) -> int:
 
 def _line(job: Job, question: Question, result: DecodeResult, i: int) -> Row:
     """The output line of row `i` of a batch, with all that was asked for."""
-    row = _row(job, question.prompt, result, i)
-    if job.config.output.trace:
-        row |= _trace(job, result, i, prompt_ids=question.tokens)
+    row = output_line(question, result, i, decoder=job.decoder, codec=job.codec)
     return job.score.row(question.prompt, row) if job.score else row
 
 
-def _row(job: Job, prompt: Prompt, result: DecodeResult, i: int) -> Row:
-    """The output line of row `i` of a batch."""
+def output_line(
+    question: Question, result: DecodeResult, i: int, *, decoder: Decoder, codec: text.TextCodec | None
+) -> Row:
+    """The output line of row `i` of a batch; with output.trace, with all that a viewer needs."""
+    prompt, output = question.prompt, decoder.config.output
     output_ids, masks_left = result.tokens_BG[i].tolist(), int(result.masks_left_B[i])
     shown, num_tokens, reason = None, int(result.num_tokens_B[i]), result.finish_reason[i]
-    if job.codec:
-        wanted = (*job.config.output.stops, *prompt.stop)
-        shown, num_tokens, stopped = stop_strings.cut(job.codec, result.text_ids(i), wanted)
+    if codec:
+        shown, num_tokens, stopped = stop_strings.cut(codec, result.text_ids(i), (*output.stops, *prompt.stop))
         reason = stop_strings.STOPPED if stopped and reason != "error" else reason
-    return {
+    row = {
         "id": prompt.id,
         "text": shown,
         "output_ids": output_ids,
@@ -383,13 +383,14 @@ def _row(job: Job, prompt: Prompt, result: DecodeResult, i: int) -> Row:
         "commit_step": result.commit_step_BG[i].tolist(),
         "finish_reason": reason,
     } | (result.log.row(i) if result.log else {})
-
-
-def _trace(job: Job, result: DecodeResult, i: int, *, prompt_ids: list[int]) -> Row:
-    """What a viewer of row `i` of a batch needs besides `_row`: with commit_step, the canvas after every step."""
-    return {
-        "prompt_ids": prompt_ids,
-        "pieces": job.codec.pieces(result.tokens_BG[i].tolist()) if job.codec else None,
-        "confidence": [round(float(c), 6) for c in result.confidence_BG[i]],
-        "block_length": job.decoder.block_length,
-    }
+    if not output.trace:
+        return row
+    return traces.line(
+        row,
+        prompt_ids=question.tokens,
+        confidence=result.confidence_BG[i].tolist(),
+        end=int(result.end_B[i]),
+        codec=codec,
+        config=decoder.config,
+        block_length=decoder.block_length,
+    )

@@ -344,3 +344,20 @@ def test_command_refuses_in_one_line() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: model.path: ")
+
+
+def test_a_page_of_a_run(
+    capsys: pytest.CaptureFixture[str], prompts: Path, limit: Callable[[int], None], tmp_path: Path
+) -> None:
+    page, out = tmp_path / "page.html", tmp_path / "out.jsonl"
+    assert execute(f"input.path={prompts}", f"output.view={page}") == 0
+    assert all("pieces" not in json.loads(line) for line in capsys.readouterr().out.splitlines())
+    content = page.read_text()
+    assert all(f'"id":"p{i}"' in content for i in range(len(WORDS)))
+    page.unlink()
+    assert execute(f"input.path={prompts}", f"output.path={out}", "output.trace=true") == 0
+    limit(0)
+    assert execute(f"input.path={prompts}", f"output.path={out}", f"output.view={page}") == 0  # nothing is decoded
+    assert page.read_text() == content
+    assert "expected a place apart from output.path" in refused(capsys, f"output.path={out}", f"output.view={out}")
+    assert "output.view: expected a file" in refused(capsys, f"output.view={tmp_path / 'none' / 'x.html'}")

@@ -84,6 +84,12 @@ class TextCodec:
         """The text of every token by itself, special tokens included."""
         return [self.tokenizer.decode([token], clean_up_tokenization_spaces=False) for token in tokens]
 
+    @property
+    def special_ids(self) -> set[int]:
+        """The tokens that `decode` leaves out."""
+        added = self.tokenizer.added_tokens_decoder
+        return {token for token, each in added.items() if each.special} | set(self.tokenizer.all_special_ids)
+
     @functools.cached_property
     def _special(self) -> SpecialText:
         return SpecialText(self.tokenizer)

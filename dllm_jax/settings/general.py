@@ -98,7 +98,10 @@ class OutputSettings(Section):
     stop: str = setting(
         "", 'texts end before this string, or before the first of several: ["\\n\\n", "Question:"], a list in JSON'
     )
-    trace: bool = setting(False, "keep in every line what a viewer of the decoding needs: prompt, pieces, confidences")
+    trace: bool = setting(
+        False, "keep in every line what decode.view shows: prompt, pieces, confidences, proposals of every forward"
+    )
+    view: str = setting("", "HTML file that shows the first prompts forward by forward (sets output.trace)")
     overwrite: bool = setting(False, "replace an output, finished or not, of other settings, prompts or weights")
 
     @property

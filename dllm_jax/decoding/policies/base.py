@@ -77,6 +77,7 @@ class Commit(NamedTuple):
     accepted_BQ: Bool[Array, "B Q"] | None = None  # slots whose token a learned filter takes for final
     retract_BQ: Bool[Array, "B Q"] | None = None  # committed slots of the open range that are masked again
     score_BQ: Float[Array, "B Q"] | None = None  # how sure the policy is of every slot; None: the confidence
+    noted: tuple[Float[Array, "B Q"], ...] = ()  # see `Policy.noted`
 
 
 @struct.dataclass
@@ -123,6 +124,11 @@ class Policy:
     def wants(self) -> Wants:
         """What it looks at besides the prediction of its slots; static."""
         return Wants()
+
+    @property
+    def noted(self) -> tuple[str, ...]:
+        """Names of numbers per slot that a commit hands on for a trace (`traced.py`); without one nobody reads them."""
+        return ()
 
     def most_forwards(self, geometry: Geometry) -> int:
         """The most forwards a row can need; one that is not done then ends with an error (CONTRIBUTING, Bounds).

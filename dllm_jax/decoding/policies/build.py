@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dllm_jax.config import Config
-from dllm_jax.decoding.policies import apd, dico, learn2pd
+from dllm_jax.decoding.policies import apd, dico, learn2pd, traced
 from dllm_jax.decoding.policies.base import Parts, Policy
 from dllm_jax.decoding.policies.clad import Clad
 from dllm_jax.decoding.policies.companions import Companion
@@ -38,9 +38,14 @@ def _as_it_is(config: Config, sampler: Sampler) -> Sampler:
 class Recipe(NamedTuple):
     """How a policy is made."""
 
-    make: Callable[[Config, Parts], Policy]
+    build: Callable[[Config, Parts], Policy]
     companions: tuple[Companion, ...] = ()  # the networks that it may bring along
     sampler: Callable[[Config, Sampler], Sampler] = _as_it_is  # how tokens are drawn, if it has a say in that
+
+    def make(self, config: Config, parts: Parts) -> Policy:
+        """The policy, with `output.trace` inside one that records what it does."""
+        policy = self.build(config, parts)
+        return traced.around(policy, config, parts) if config.output.trace else policy
 
 
 def of_fields(policy: type[Policy], *companions: Companion) -> Recipe:

@@ -37,6 +37,11 @@ class Learn2pd(Policy):
     steps_per_block: Int[Array, ""]
     graphdef: Any = struct.field(pytree_node=False)  # of the filter
 
+    @property
+    def noted(self) -> tuple[str, ...]:
+        """What the filter says of every slot: the share that is compared with the threshold."""
+        return ("filter",)
+
     def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> Int[Array, "B"]:
         """Masks of the block when the row entered it."""
         return jnp.zeros_like(state.nfe_B)
@@ -45,10 +50,11 @@ class Learn2pd(Policy):
         """What is accepted, and the best n open slots."""
         masks_B = jnp.where(view.block_nfe_B == 0, view.open_BQ.sum(axis=-1), policy_state)
         n_B = jnp.maximum(scheduled(masks_B, view.block_nfe_B, self.steps_per_block), 1)
-        accepted_BQ = view.open_BQ & (jax.nn.sigmoid(self.logits(prediction, view)) > self.threshold)
+        says_BQ = jax.nn.sigmoid(self.logits(prediction, view))
+        accepted_BQ = view.open_BQ & (says_BQ > self.threshold)
         mask_BQ = accepted_BQ | top_n(prediction.confidence_BQ, view.open_BQ, n_B)
         leave_B = full(view.open_BQ, mask_BQ)
-        return Commit(mask_BQ, prediction.token_BQ, leave_B, masks_B, accepted_BQ=accepted_BQ)
+        return Commit(mask_BQ, prediction.token_BQ, leave_B, masks_B, accepted_BQ=accepted_BQ, noted=(says_BQ,))
 
     def logits(self, prediction: Prediction, view: View) -> Float[Array, "B Q"]:
         """The filter on the confidences of the whole block, committed positions too; 0 behind the row's end."""
