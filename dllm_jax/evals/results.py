@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from dllm_jax.config import Config
+from dllm_jax.data.results import METRICS, PARTIAL, SHARDS
 from dllm_jax.data.rows import Row
 from dllm_jax.errors import UsageError
 
-LINES, METRICS, PARTIAL = ".jsonl", ".metrics.json", ".partial"
+LINES = ".jsonl"
 AXES = ("policy", "blocks", "cache", "stop")  # of `decode`: what makes a method; numbers are its settings
 PLAIN = {"blocks": "aligned", "cache": "none", "stop": "none"}
 UNTOLD = ("input", "output", "distributed", "bench", "plan", "mesh", "eval")  # sections that are no part of a method
@@ -71,18 +72,22 @@ def read_variant(path: Path) -> Variant:
     """The finished results of a variant.
 
     Args:
-        path: the file of its output lines.
+        path: the file of its output lines, or what that would be called if it were not in several.
 
     Raises:
         UsageError: they are not there, or not what `decode.eval` writes.
     """
     try:
         metrics = json.loads(path.with_name(path.name + METRICS).read_bytes())
-        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    except (OSError, ValueError) as error:
+        files = [path.with_name(part["name"]) for part in metrics.get(SHARDS, [])] or [path]
+        rows = [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: expected results with {METRICS} beside them, got {error}") from error
-    whole = isinstance(metrics, dict) and "accuracy" in metrics and rows
-    if not whole or not all(isinstance(row, dict) and row.keys() >= {"id", *NEEDED} for row in rows):
+    if (
+        "accuracy" not in metrics
+        or not rows
+        or not all(isinstance(row, dict) and row.keys() >= {"id", *NEEDED} for row in rows)
+    ):
         raise UsageError(f"{path}: expected scored results of decode.eval, got something else")
     return Variant(path.name.removesuffix(LINES), metrics, rows)
 
@@ -101,7 +106,8 @@ def read_folder(folder: Path) -> tuple[list[Variant], list[str]]:
     """
     if not folder.is_dir():
         raise UsageError(f"command line: expected the folder of a sweep, got {str(folder)!r}")
-    found = [read_variant(path) for path in sorted(folder.glob(f"*{LINES}"))]
+    paths = [path.with_name(path.name.removesuffix(METRICS)) for path in sorted(folder.glob(f"*{LINES}{METRICS}"))]
+    found = [read_variant(path) for path in paths]
     if not found:
         raise UsageError(f"{folder}: expected the results of decode.sweep, got no finished variant")
     names = {variant.name for variant in found}

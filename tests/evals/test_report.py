@@ -128,6 +128,18 @@ def test_variants_of_other_samples_are_compared_on_those_of_both(folder: Path) -
     assert "none" not in compared
 
 
+def test_results_in_several_files(folder: Path) -> None:
+    lines = (folder / "fast.jsonl").read_text().splitlines(keepends=True)
+    for name, some in (("fast-0.jsonl", lines[:5]), ("fast-1.jsonl", lines[5:])):
+        (folder / name).write_text("".join(some))
+    (folder / "fast.jsonl").unlink()
+    metrics = folder / "fast.jsonl.metrics.json"
+    shards = [{"name": "fast-0.jsonl"}, {"name": "fast-1.jsonl"}]
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"shards": shards}))
+    variants, _ = read_folder(folder)
+    assert [(variant.name, len(variant.rows)) for variant in variants] == [("slow", 12), ("middle", 12), ("fast", 12)]
+
+
 def test_the_rows_of_the_table_of_samples(folder: Path) -> None:
     rows = [sample for variant in read_folder(folder)[0] for sample in tidy(variant)]
     assert len(rows) == 3 * SAMPLES
