@@ -83,7 +83,7 @@ def evaluate(
         config: all settings.
         name: of the variant.
         finished: metrics by variant.
-        samples: rows of the table of all samples.
+        samples: rows of the table of all samples, in process 0.
         networks: those that are loaded already.
 
     Returns:
@@ -96,21 +96,19 @@ def evaluate(
     folder = Path(config.output.path)
     if not config.output.path or remote.is_remote(config.output.path) or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"output.path: expected a folder, got {config.output.path!r}")
-    if config.output.shard_lines:
-        raise UsageError(f"output.shard_lines: expected 0 in a sweep, got {config.output.shard_lines}")
     hosts.from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     path = str(folder / f"{name}.jsonl")
     code = evaluation.main(dataclasses.replace(config, output=dataclasses.replace(config.output, path=path)), networks)
-    variant = hosts.from_first(lambda: read_variant(Path(path)))
-    finished[name] = variant.metrics
-    samples.extend(tidy(variant))
-    text = table(finished)
 
-    def write() -> None:
-        replace_file(folder / "table.md", text)
+    def add() -> Mapping[str, Any]:
+        variant = read_variant(Path(path))
+        samples.extend(tidy(variant))
         write_samples(folder, samples)
+        return variant.metrics
 
-    hosts.from_first(write)
+    finished[name] = hosts.from_first(add)
+    text = table(finished)
+    hosts.from_first(lambda: replace_file(folder / "table.md", text))
     print(text, end="", flush=True)
     return code
 

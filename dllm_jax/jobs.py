@@ -20,8 +20,7 @@ from jax.sharding import Mesh
 from dllm_jax import hosts, remote
 from dllm_jax.checkpoints import fingerprint
 from dllm_jax.config import Config
-from dllm_jax.data import stops as stop_strings
-from dllm_jax.data import text, traces
+from dllm_jax.data import stop_strings, text, traces
 from dllm_jax.data.outputs import difference
 from dllm_jax.data.prompts import BadLines, Check, Prompt, PromptFile, read, source
 from dllm_jax.data.results import ERRORS, Finished, ResultFile
@@ -29,13 +28,12 @@ from dllm_jax.data.rows import GrowingRows, Row, Rows
 from dllm_jax.data.tally import Tally
 from dllm_jax.decoding import end_tokens
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.decoding.policies.build import companions_of
 from dllm_jax.decoding.state import DecodeResult
 from dllm_jax.errors import Stopped, UsageError
 from dllm_jax.identity import Digest, identity, sources
 from dllm_jax.kept import Kept
 from dllm_jax.metrics import Decoded, counts, environment
-from dllm_jax.opening import check_tokens, load_codec, open_model
+from dllm_jax.opening import check_tokens, load_codec
 from dllm_jax.placement import decode_mesh
 from dllm_jax.places import only_writer
 from dllm_jax.progress import for_people
@@ -222,12 +220,7 @@ def prepare(
     Raises:
         UsageError: prompts, model or tokenizer do not work out.
     """
-    base = config.model, config.decode.seed if config.model.preset else 0, mesh
-    companions = {}
-    for each in companions_of(config):
-        wanted = getattr(config, each.name), *base
-        companions[each.name] = networks.get(each.name, wanted, functools.partial(each.open, config, mesh))
-    model = networks.get("model", base, lambda: open_model(config, mesh))
+    model, companions = networks.open(config, mesh)
     codec = load_codec(config, model)
     check_tokens(model, companions, config=config, codec=codec)
     end_ids = end_tokens.end_tokens(model.config, codec, setting=config.model.eot_token_id)

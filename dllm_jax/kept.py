@@ -1,7 +1,15 @@
-"""Networks that one job leaves to the next of the same process, so that a sweep loads them once."""
+"""The networks of a job, kept for the next one of the same process: a sweep loads them once."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
+
+from jax.sharding import Mesh
+
+from dllm_jax.config import Config
+from dllm_jax.decoding.policies.build import companions_of
+from dllm_jax.models.model import Model
+from dllm_jax.opening import open_model
 
 
 class Kept:
@@ -10,14 +18,21 @@ class Kept:
     def __init__(self) -> None:
         self._kept: dict[str, tuple[Any, Any]] = {}
 
-    def get(self, name: str, wanted: Any, load: Callable[[], Any]) -> Any:
-        """What is wanted, loaded unless the last under this name was the same; another one is let go before.
+    def open(self, config: Config, mesh: Mesh) -> tuple[Model, dict[str, Any]]:
+        """The model, and the networks of the policy by the names of their companions.
 
-        Args:
-            name: of the network.
-            wanted: everything that decides it, comparable.
-            load: makes it.
+        Raises:
+            UsageError: one is not named, or there is no such checkpoint.
         """
+        shared = config.model, config.decode.seed if config.model.preset else 0, mesh
+        companions = {}
+        for each in companions_of(config):
+            wanted = getattr(config, each.name), *shared
+            companions[each.name] = self._get(each.name, wanted, functools.partial(each.open, config, mesh))
+        return self._get("model", shared, lambda: open_model(config, mesh)), companions
+
+    def _get(self, name: str, wanted: Any, load: Callable[[], Any]) -> Any:
+        """What is kept under a name if it is what is wanted; else it is let go, and the other is loaded."""
         if name in self._kept and self._kept[name][0] != wanted:
             del self._kept[name]
         if name not in self._kept:

@@ -4,7 +4,7 @@ import pytest
 
 from dllm_jax.checkpoints.load import resolve
 from dllm_jax.data import text
-from dllm_jax.data.stops import cut
+from dllm_jax.data.stop_strings import cut
 from dllm_jax.settings import TokenizerSettings
 
 

@@ -12,7 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from dllm_jax.config import Config
-from dllm_jax.data.stops import cut
+from dllm_jax.data.stop_strings import cut
 from dllm_jax.data.text import TextCodec
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeResult
