@@ -16,7 +16,7 @@ import pytest
 
 import tests.annotations
 
-if os.environ.get("CHECK_SHAPES"):
+if os.environ.get("CHECK_SHAPES") != "0":  # annotated shapes and dtypes are checked wherever they are run
     jaxtyping.install_import_hook(["dllm_jax.decoding", "dllm_jax.models"], f"{tests.annotations.__name__}.checked")
 
 import dllm_jax

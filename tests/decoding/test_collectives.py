@@ -42,7 +42,9 @@ def collectives(preset: str, shape: tuple[int, int, int], *, cfg_scale: float) -
     decode = DecodeSettings(
         policy="threshold", cache="dual", gen_length=64, block_length=BLOCK, batch_size=BATCH, cfg_scale=cfg_scale
     )
-    decoder = Decoder(models.random_model(config, dtype=jnp.float32, mesh=devices, seed=0), Config(decode=decode))
+    decoder = Decoder(
+        models.random_model(config, dtype=jnp.dtype("float32"), mesh=devices, seed=0), Config(decode=decode)
+    )
     engine = decoder.engine(COLUMNS - 64)
     state = decoder.start([[1] * 50] * BATCH, range(BATCH), engine.geometry)
     with decoder.computing():

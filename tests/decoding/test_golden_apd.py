@@ -42,6 +42,9 @@ class RecordedDraws:
         row_BQ = self.first_S[nfe_B][:, None] + jnp.arange(position_BQ.shape[1])[None, :]
         return self.gumbel_RV[jnp.minimum(row_BQ, len(self.gumbel_RV) - 1)]
 
+    def uniform(self, row_B: jax.Array, nfe_B: jax.Array, position_BQ: jax.Array) -> jax.Array:
+        raise AssertionError("APD draws no uniform numbers")
+
 
 @struct.dataclass
 class Watched(Policy):

@@ -1,5 +1,6 @@
 """Learn2PD's released sampler (llada/generate.py) reproduced forward by forward: golden section D."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -75,7 +76,7 @@ def test_trace_is_the_references(case: Case, golden) -> None:
 def test_the_filter_gives_the_recorded_logits(case: Case) -> None:
     filter_ = recorded_filter(case)
     seen_NB, logits_NB = case.arrays["block_confidence"], case.arrays["filter_logits"]
-    ours_NB = nnx.merge(filter_.graphdef, filter_.params)(np.nan_to_num(seen_NB))
+    ours_NB = nnx.merge(filter_.graphdef, filter_.params)(jnp.asarray(np.nan_to_num(seen_NB)))
     np.testing.assert_allclose(np.where(np.isnan(logits_NB), np.nan, ours_NB), logits_NB, atol=1e-5)
 
 
