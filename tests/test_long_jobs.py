@@ -15,7 +15,7 @@ import pytest
 
 from decode import eval as evaluation
 from decode import run as decode_run
-from dllm_jax import cli, jobs, opening
+from dllm_jax import cli, jobs, kept, opening
 from dllm_jax.checkpoints.load import load_model
 from dllm_jax.data import results
 from dllm_jax.decoding.generate import Decoder
@@ -64,7 +64,7 @@ class FakeDecoder(Decoder):
 def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[object] = []
     monkeypatch.setattr(opening, "load_model", lambda *a, **k: loaded.append(load_model(*a, **k)) or loaded[-1])
-    monkeypatch.setattr(jobs, "open_model", lambda *a: loaded[0] if loaded else opening.open_model(*a))
+    monkeypatch.setattr(kept, "open_model", lambda *a: loaded[0] if loaded else opening.open_model(*a))
     monkeypatch.setattr(jobs, "Decoder", FakeDecoder)
     monkeypatch.setattr(FakeDecoder, "before", staticmethod(lambda batch: None))
     monkeypatch.setattr(FakeDecoder, "batches_done", 0)

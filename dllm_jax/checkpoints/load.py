@@ -37,7 +37,7 @@ def resolve(path: str | Path, *, field: str = "model.path") -> Path:
     Raises:
         UsageError: neither, or a folder with stand-ins for files (git-lfs, broken links).
     """
-    if remote.is_remote(path):
+    if remote.is_remote(path) and not foreign.hint(str(path)):
         path = elsewhere.copied(str(path), field=field)
     if os.path.isdir(path):
         folder = foreign.snapshot(Path(path), field=field)

@@ -4,7 +4,7 @@ Families differ in the fields of `TransformerConfig` and in the names of their t
 samples, pads or knows what a canvas is.
 
 Layers are a list, which runs unrolled, or stacked, every parameter of all of them in one array, and then `jax.lax.scan`
-runs them. On GPUs and CPUs a list decodes faster (README, Performance). On TPUs the scan reads its slices inside the
+runs them. On GPUs and CPUs a list decodes faster (docs/performance.md). On TPUs the scan reads its slices inside the
 matrix products, so it moves no more memory, and compiles many times faster into far less code.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.mesh import constrain
@@ -79,7 +79,7 @@ class TransformerConfig:
         return (self.eos_id, *sorted({*self.other_end_ids, *self.pad_ids} - {self.eos_id, self.mask_id}))
 
 
-def on_mesh(config: TransformerConfig, mesh: Mesh) -> TransformerConfig:
+def on_mesh(config: TransformerConfig, mesh: Mesh | AbstractMesh) -> TransformerConfig:
     """The configuration with as many key/value heads as `tensor` can divide, by copies of those there are.
 
     The query heads of one key/value head are dealt out to its copies, with heads of zeros where they do not come out

@@ -208,7 +208,7 @@ def block_schedule(decode: DecodeSettings) -> tuple[int, int]:
 
 
 def refill_share(decode: DecodeSettings) -> float:
-    """`decode.refill` with its -1 filled in by what measures best: README, Refilled slots."""
+    """`decode.refill` with its -1 filled in by what measures best: README, Performance."""
     if decode.refill >= 0:
         return decode.refill
     return 0.25 if decode.cache == "none" else 0.0

@@ -18,7 +18,7 @@ from dllm_jax.training.losses import AnswerSums, answer_sums
 from dllm_jax.training.settings import TrainSettings
 
 WIDTH = {"embed", "vocab_embed"}  # logical axes as long as the model is wide
-MASTER_DTYPE = jnp.float32  # of parameters and moments; the forward runs in the dtype of the diffusion model
+MASTER_DTYPE = jnp.dtype("float32")  # of parameters and moments; the forward runs in the dtype of the diffusion model
 
 
 @struct.dataclass

@@ -25,16 +25,16 @@ from dllm_jax.settings import DecodeSettings, FilterSettings, TokenizerSettings,
 from dllm_jax.timing import CompileCount
 
 LENGTH = {"gen_length": 32, "block_length": 16, "bucket_waste": 1.0}  # one program for all prompts
-CASES: list[dict[str, Any]] = [
-    {"policy": "threshold"},
+QUICK: list[dict[str, Any]] = [
     {"policy": "threshold", "cache": "dual", "stop": "eot"},
-    {"policy": "threshold", "cache": "prefix"},
-    {"policy": "threshold", "cache": "sliding", "blocks": "sliding"},
     {"policy": "apd", "cache": "window"},
-    {"policy": "learn2pd", "stop": "eot", "block_length": 32},
-    {"policy": "dico"},
     {"policy": "low_confidence", "temperature": 1.0, "cfg_scale": 0.5, "steps": 8},
 ]
+SLOW: list[dict[str, Any]] = [
+    {"policy": "threshold", "cache": "prefix"},
+    {"policy": "threshold", "cache": "sliding", "blocks": "sliding"},
+]
+CASES = [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)]
 MIXED = [
     {"policy": "threshold"},
     {"policy": "apd", "cache": "window"},
@@ -142,6 +142,7 @@ def test_prompts_of_few_buckets_share_programs(model: Model) -> None:
     assert [[lengths[place] for place in places] for places in groups] == [[20] * 9, [60, 60, 100, 100, 100]]
 
 
+@pytest.mark.slow
 def test_a_mesh_refills_alike(questions: list[list[int]]) -> None:
     case, prompts = {"policy": "apd", "cache": "window"}, questions[:14]
     one = decode_all(decoder(load_model("llada-tiny"), case, batch_size=4, refill=0.3), prompts)

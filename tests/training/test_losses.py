@@ -39,7 +39,7 @@ class Bigram:
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return random_model(SHAPE, dtype=jnp.float32, mesh=make_mesh(data=1), seed=0)
+    return random_model(SHAPE, dtype=jnp.dtype("float32"), mesh=make_mesh(data=1), seed=0)
 
 
 @jax.jit
