@@ -12,7 +12,7 @@ from pathlib import Path
 
 RUNNER = Path(__file__).with_name("code_runner.py")
 FILE_BYTES = 4 * 2**20  # of a file that it writes
-STARTING = 3.0  # seconds beside those of the program, to start Python and to end
+STARTING = 30.0  # seconds that Python may take to start on a busy machine, before those of the program begin
 PASSED = "passed"
 
 
@@ -59,7 +59,7 @@ def outcome(program: str, limits: CodeLimits) -> str:
             with contextlib.suppress(OSError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
-    if process.returncode == -signal.SIGXCPU:
+    if process.returncode in (-signal.SIGXCPU, -signal.SIGALRM):
         return "timed out"
     try:
         told: str = json.loads(said)["outcome"]
