@@ -1,4 +1,4 @@
-"""Points of the curves under which AUP is measured (d3LLM, arXiv 2601.07568): GSM8K, no examples, 256 tokens, blocks of 32.
+"""Points of the curves under which AUP is measured (d3LLM, arXiv 2601.07568): GSM8K, no examples, 256 tokens.
 
 The settings of d3LLM's evaluation scripts; Fast-dLLM's other thresholds are ours, since its curve's are not published.
 Every model has a curve of its own, so a sweep of all does not give AUP: see docs/paper_rows.md.

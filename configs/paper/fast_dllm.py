@@ -1,4 +1,4 @@
-"""Fast-dLLM on GSM8K, five examples, blocks of 32: a row of its Table 1 (arXiv 2505.22618, section 4.1: prefix cache)."""
+"""Fast-dLLM on GSM8K, five examples, blocks of 32: Table 1 (arXiv 2505.22618, section 4.1: prefix cache)."""
 
 from typing import Any
 

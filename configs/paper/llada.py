@@ -1,4 +1,4 @@
-"""LLaDA-8B-Instruct's own sampler on GSM8K as its authors report it (arXiv 2502.09992, github.com/ML-GSAI/LLaDA EVAL.md).
+"""LLaDA-8B-Instruct's own sampler on GSM8K (arXiv 2502.09992, and EVAL.md of github.com/ML-GSAI/LLaDA).
 
 docs/paper_rows.md has the published figures of this and the other files of this folder. `on` is what they start from.
 """
