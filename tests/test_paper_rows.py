@@ -86,7 +86,7 @@ def test_commands_can_be_given() -> None:
         elif program == "decode.lm_eval":
             given, rest = lm_eval.flags().parse_known_args(arguments)
             assert given.tasks == "gsm8k"
-            assert parsed([program, *rest]) == CONFIGS["paper/fast_dllm:gsm8k_256_both"]
+            assert parsed([program, *rest]) == CONFIGS["paper/dico:gsm8k_b256_dico"]
         else:
             assert set(sweep.variants(cli.split([program, *arguments], "none")[0].config)) <= set(CONFIGS)
             assert parsed([program, *arguments]).output.path
