@@ -6,10 +6,10 @@ end, may be committed. A policy sees it through slots, the same number Q in ever
 | axis | open range | published as |
 |---|---|---|
 | aligned | a block of a fixed grid, until it is full | LLaDA, arXiv 2502.09992 |
-| sliding | the B columns from the row's first mask on | DSB (constant), github.com/lizhuo-luo/DSB |
+| sliding | the B columns from the row's first mask on | DSB (constant), arXiv 2602.05992 |
 | growing | as many columns as hold B masks, if the range is filled from the left | DSB (greedy) |
 | adaptive | a block to a delimiter, chosen in its first forward | AdaBlock, github.com/lgxi24/AdaBlock-dLLM |
-| pipelined | several blocks at once, the next opened before the last is full | d3LLM, github.com/hao-ai-lab/d3LLM |
+| pipelined | several blocks at once, the next opened before the last is full | d3LLM, arXiv 2601.07568 |
 """
 
 import dataclasses

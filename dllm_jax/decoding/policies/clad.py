@@ -1,4 +1,4 @@
-"""CLAD (github.com/ziyigu2004/CLAD): of two clusters of candidates that look at each other, only one is committed.
+"""CLAD (arXiv 2605.29607, github.com/ziyigu2004/CLAD): of two clusters that look at each other, one is committed.
 
 Released: threshold 0.7, the last 4 layers.
 """

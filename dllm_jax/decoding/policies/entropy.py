@@ -32,7 +32,7 @@ class EntropyBound(Policy):
 
 @struct.dataclass
 class EntropyThreshold(Policy):
-    """d3LLM (github.com/hao-ai-lab/d3LLM): every token of at most the given entropy, and always the one of the least.
+    """d3LLM (arXiv 2601.07568): every token of at most the given entropy, and always the one of the least.
 
     Released with pipelined blocks: value 0.4 to 0.5, add 0.1, ready 0.95.
     """

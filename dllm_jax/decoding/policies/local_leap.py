@@ -1,4 +1,4 @@
-"""LocalLeap (as in github.com/lizhuo-luo/DAWN): near a sure token less confidence is enough.
+"""LocalLeap (arXiv 2510.07081, as in github.com/lizhuo-luo/DAWN): near a sure token less confidence is enough.
 
 Released: threshold 0.9, relaxed 0.75, radius 4.
 """

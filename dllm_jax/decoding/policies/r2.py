@@ -1,4 +1,4 @@
-"""R2-dLLM (github.com/GATECH-EIC/R2-dLLM): also commits what stands beside sure tokens, or has not changed for long.
+"""R2-dLLM (arXiv 2604.18995, github.com/GATECH-EIC/R2-dLLM): also what stands beside sure tokens, or has not changed.
 
 Four rules, each on the masks that those before it left. Released: threshold 0.9; window 3, window_mean 0.8,
 window_known 1; runs; patience 3, stable 0.8 by the last confidence.

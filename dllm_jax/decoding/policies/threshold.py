@@ -14,7 +14,7 @@ class Threshold(Policy):
     """Commits every open position of at least the given confidence, and always the most confident one.
 
     With a decay the threshold falls as the block fills: tau = value (1 - decay (1 - r)), r the masked share of its
-    columns (Streaming-dLLM, github.com/xiaoshideta/Streaming-dLLM; its paper's r is of the block and what follows it).
+    columns (Streaming-dLLM, arXiv 2601.17917; its paper's r is of the block and what follows it).
     """
 
     value: Float[Array, ""]
