@@ -24,7 +24,7 @@ from dllm_jax.models.model import Model
 from dllm_jax.settings import DecodeSettings, FilterSettings, TokenizerSettings, VerifierSettings
 from dllm_jax.timing import CompileCount
 
-LENGTH = {"gen_length": 32, "block_length": 16, "bucket_waste": 1.0}  # one program for all prompts
+LENGTH: dict[str, Any] = {"gen_length": 32, "block_length": 16, "bucket_waste": 1.0}  # one program for all prompts
 QUICK: list[dict[str, Any]] = [
     {"policy": "threshold", "cache": "dual", "stop": "eot"},
     {"policy": "apd", "cache": "window"},
@@ -61,8 +61,11 @@ def questions(model: Model) -> list[list[int]]:
     draw = np.random.default_rng(3)
 
     def question(index: int, place: int) -> list[int]:
-        example = f"{lines[place - 1]['prompt']}\n{lines[place - 1]['answer']}\n" if draw.random() < 0.3 else ""
-        return codec.encode(Prompt(index=index, line=1, id=index, text=example + lines[place]["prompt"]))
+        asked, before = lines[place]["prompt"], lines[place - 1]
+        example = f"{before['prompt']}\n{before['answer']}\n" if draw.random() < 0.3 else ""
+        encoded = codec.encode(Prompt(index=index, line=1, id=index, text=example + asked))
+        too_long = len(encoded) + LENGTH["gen_length"] > model.config.max_length
+        return codec.encode(Prompt(index=index, line=1, id=index, text=asked)) if too_long else encoded
 
     return [question(index, int(place)) for index, place in enumerate(draw.permutation(len(lines))[:300])]
 
