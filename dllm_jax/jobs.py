@@ -124,7 +124,7 @@ def run(
         decoded = decode(job, stop)
         metrics = hosts.from_first(lambda: finish(job, decoded, bad_lines=bad.count))
         rows = file.rows() if file else Rows([])
-        if not config.output.path:
+        if file and not config.output.path:
             rows.hold()
         return Outcome(job.questions.prompts(), rows, metrics)
 
