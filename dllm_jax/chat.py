@@ -20,9 +20,9 @@ from dllm_jax.config import Config
 from dllm_jax.data.prompts import Prompt
 from dllm_jax.data.rows import Row
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.decoding.policies.build import companions_of
 from dllm_jax.decoding.state import Timing
 from dllm_jax.errors import UsageError
+from dllm_jax.kept import Kept
 from dllm_jax.placement import decode_mesh
 from dllm_jax.questions import Question
 from dllm_jax.viewer import terminal
@@ -81,7 +81,7 @@ class Session:
         self.config = _for_one(dataclasses.replace(config, output=dataclasses.replace(config.output, trace=True)))
         self._mesh = decode_mesh(self.config, prompt_length=self.config.decode.gen_length)
         self._model, self.codec, self._end_ids = opening.open_text_model(self.config, self._mesh)
-        self._networks: dict[tuple[str, str], Any] = {}  # by name of a companion and its path
+        self._kept = Kept()
         self.decoder = self._decoder(self.config)
         self.messages: list[dict[str, str]] = []
         self.turns: int | None = None  # of the past that the model sees; None: all
@@ -142,14 +142,9 @@ class Session:
 
     def _decoder(self, config: Config) -> Decoder:
         """Of settings; networks that were opened before are not loaded again."""
-        wanted = {}
-        for companion in companions_of(config):
-            key = (companion.name, companion.path(config))
-            if key not in self._networks:
-                self._networks[key] = companion.open(config, self._mesh)
-            wanted[companion.name] = self._networks[key]
-        opening.check_tokens(self._model, wanted, config=config, codec=self.codec)
-        return Decoder(self._model, config, end_ids=self._end_ids, **wanted)
+        companions = self._kept.companions(config, self._mesh)
+        opening.check_tokens(self._model, companions, config=config, codec=self.codec)
+        return Decoder(self._model, config, end_ids=self._end_ids, **companions)
 
     def _encode(self, messages: Sequence[dict[str, str]]) -> list[int]:
         if not self.remembers:

@@ -24,12 +24,22 @@ class Kept:
         Raises:
             UsageError: one is not named, or there is no such checkpoint.
         """
-        shared = config.model, config.decode.seed if config.model.preset else 0, mesh
-        companions = {}
-        for each in companions_of(config):
-            wanted = getattr(config, each.name), *shared
-            companions[each.name] = self._get(each.name, wanted, functools.partial(each.open, config, mesh))
-        return self._get("model", shared, lambda: open_model(config, mesh)), companions
+        companions = self.companions(config, mesh)
+        return self._get("model", _model_of(config, mesh), lambda: open_model(config, mesh)), companions
+
+    def companions(self, config: Config, mesh: Mesh) -> dict[str, Any]:
+        """The networks of the policy by the names of their companions.
+
+        Raises:
+            UsageError: one is not named, or there is no such checkpoint.
+        """
+        shared = _model_of(config, mesh)
+        return {
+            each.name: self._get(
+                each.name, (getattr(config, each.name), *shared), functools.partial(each.open, config, mesh)
+            )
+            for each in companions_of(config)
+        }
 
     def _get(self, name: str, wanted: Any, load: Callable[[], Any]) -> Any:
         """What is kept under a name if it is what is wanted; else it is let go, and the other is loaded."""
@@ -38,3 +48,8 @@ class Kept:
         if name not in self._kept:
             self._kept[name] = wanted, load()
         return self._kept[name][1]
+
+
+def _model_of(config: Config, mesh: Mesh) -> tuple[Any, ...]:
+    """What decides the model, and the tokens that its companions must share."""
+    return config.model, config.decode.seed if config.model.preset else 0, mesh

@@ -2,10 +2,11 @@
 
 from array import array
 from collections.abc import Sequence
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 
+from dllm_jax.data.lazy import Lazy
 from dllm_jax.data.prompts import Prompt
 from dllm_jax.data.text import TextCodec
 from dllm_jax.errors import UsageError
@@ -88,7 +89,7 @@ class Questions:
         return array("I", (self._indices[place] for place in places))
 
 
-class Pending(Sequence[list[int]]):
+class Pending(Lazy[list[int]]):
     """The tokens of questions, which are read when they are asked for and kept until they are taken.
 
     Args:
@@ -105,13 +106,8 @@ class Pending(Sequence[list[int]]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, place: int) -> list[int]: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[list[int]]: ...
-    def __getitem__(self, place: int | slice) -> list[int] | list[list[int]]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
+    def item(self, place: int) -> list[int]:
+        """The tokens of a question, which is read once."""
         if place not in self._begun:
             self._begun[place] = self._questions.read(self._places[place])
         return self._begun[place].tokens
@@ -121,7 +117,7 @@ class Pending(Sequence[list[int]]):
         return self._begun.pop(place)
 
 
-class _Kept(Sequence[Prompt]):
+class _Kept(Lazy[Prompt]):
     """Some of a sequence."""
 
     def __init__(self, asked: Sequence[Prompt], places: Sequence[int]) -> None:
@@ -130,11 +126,6 @@ class _Kept(Sequence[Prompt]):
     def __len__(self) -> int:
         return len(self._places)
 
-    @overload
-    def __getitem__(self, place: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Prompt]: ...
-    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
+    def item(self, place: int) -> Prompt:
+        """One of them."""
         return self._asked[self._places[place]]

@@ -9,9 +9,10 @@ import sys
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from dllm_jax.data import formats
+from dllm_jax.data.lazy import Lazy
 from dllm_jax.data.lines import Lines, open_lines
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import InputSettings
@@ -82,7 +83,7 @@ class BadLines:
             raise UsageError(f"{self.source}: expected at least one good line, got none")
 
 
-class PromptFile(Sequence[Prompt]):
+class PromptFile(Lazy[Prompt]):
     """The prompts of a file, each read again when it is asked for: a few numbers are held of every line.
 
     Args:
@@ -116,17 +117,9 @@ class PromptFile(Sequence[Prompt]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, place: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Prompt]: ...
-    def __getitem__(self, place: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
+    def item(self, place: int) -> Prompt:
+        """Reads a prompt."""
         return self._prompt(self._lines.read(place), index=self._indices[place], number=self._numbers[place])
-
-    def __iter__(self) -> Iterator[Prompt]:
-        return (self[place] for place in range(len(self)))
 
     def _prompt(self, line: bytes, *, index: int, number: int) -> Prompt:
         """The prompt of a line."""

@@ -4,10 +4,11 @@ import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, overload
+from typing import IO, Any
 
 import numpy as np
 
+from dllm_jax.data.lazy import Lazy
 from dllm_jax.errors import naming
 
 Row = dict[str, Any]  # one line of the output: id, text, output_ids, num_tokens, nfe, commit_step, finish_reason
@@ -75,7 +76,7 @@ def _without_index(line: bytes) -> bytes:
     return as_lines([record])
 
 
-class Rows(Sequence[Row]):
+class Rows(Lazy[Row]):
     """The rows of output files, read when they are asked for.
 
     Args:
@@ -100,17 +101,13 @@ class Rows(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._found())
 
-    @overload
-    def __getitem__(self, place: int) -> Row: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Row]: ...
-    def __getitem__(self, place: int | slice) -> Row | list[Row]:
-        if isinstance(place, slice):
-            return [self[each] for each in range(*place.indices(len(self)))]
+    def item(self, place: int) -> Row:
+        """Reads a row."""
         number, offset = self._found()[place]
         file = self._file(number)
         file.seek(offset)
-        return json.loads(file.readline())
+        row: Row = json.loads(file.readline())
+        return row
 
     def _found(self) -> list[tuple[int, int]]:
         if self._places is None:

@@ -28,7 +28,7 @@ where it has been: two layers were not compiled after 15 minutes, and are in 12 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ from jaxtyping import Array, Bool, Int
 
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.engine import Carry, Engine
-from dllm_jax.decoding.policies.base import PolicyLog, Reported
+from dllm_jax.decoding.policies.base import reported
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.decoding.stepping import cached_step, full_step
 from dllm_jax.models.cache import Cache, of_rows, widened
@@ -126,9 +126,3 @@ def _trip(engine: Engine, batch: Batch, geometry: Geometry, *, fewest: Int[Array
         return jax.lax.switch(engine.narrowest(carry.state, widths), without_cache, carry, cache)
 
     return Batch(jax.lax.while_loop(lambda carry: serves(carry.state), narrowing, carry), None)
-
-
-def reported(policy_state: Any) -> PolicyLog | None:
-    """The log in a policy's state, if it keeps one."""
-    parts = jax.tree.leaves(policy_state, is_leaf=lambda x: isinstance(x, Reported))
-    return next((part.value for part in parts if isinstance(part, Reported)), None)

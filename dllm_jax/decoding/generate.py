@@ -23,7 +23,7 @@ from dllm_jax.decoding.engine import Engine, classes
 from dllm_jax.decoding.policies.base import Parts
 from dllm_jax.decoding.policies.build import RECIPES, checked
 from dllm_jax.decoding.prediction import Sampler
-from dllm_jax.decoding.results import Text, joined, result
+from dllm_jax.decoding.results import joined, result
 from dllm_jax.decoding.sampling import KeyedNoise, Noise
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
 from dllm_jax.decoding.streaming import Finished, stream
@@ -223,22 +223,23 @@ class Decoder:
         Raises:
             UsageError: the batch does not fit into memory.
         """
-        return self.compiled(engine, decode, self.state_shapes(engine.geometry, rows=rows))
+        state = self.state_shapes(engine.geometry, rows=rows)
+        return self.compiled(engine, decode, state, batch=self.batch(rows))
 
-    def compiled(self, engine: Engine, function: Any, *arguments: Any) -> jax.stages.Compiled:
+    def compiled(self, engine: Engine, function: Any, *arguments: Any, batch: int) -> jax.stages.Compiled:
         """Compiles a function of an engine and other arguments, unless they cannot fit into memory.
 
         Args:
             engine: from `engine`.
             function: jitted.
-            arguments: shapes on the mesh; the first array with an axis tells the rows of the batch.
+            arguments: shapes on the mesh.
+            batch: rows of the batch, idle ones included.
 
         Raises:
             UsageError: the batch does not fit into memory.
         """
         mesh, config = self.model.mesh, self.model.config
         shapes = jax.tree.leaves(arguments)
-        batch = next(x.shape[0] for x in shapes if x.ndim)
         needed = bytes_per_device(shapes, [x.sharding for x in shapes])
         rows, columns = batch // meshes.batch_multiple(mesh), engine.geometry.columns
         hidden = rows * columns * config.embed_dim * self.model.dtype.itemsize
@@ -311,8 +312,7 @@ class Decoder:
 
     def result(self, final: DecodeState, geometry: Geometry, timing: Timing, *, slots: Sequence[int]) -> DecodeResult:
         """Some rows of a batch, which are finished."""
-        text = Text(end_ids=self.end_ids, eos_id=self.model.config.eos_id, mask_id=self.mask_id)
-        return result(final, geometry, timing, slots=slots, text=text)
+        return result(final, geometry, timing, slots=slots, end_ids=self.end_ids, mask_id=self.mask_id)
 
 
 def length_multiple(platform: str) -> int:

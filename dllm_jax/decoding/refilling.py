@@ -74,9 +74,7 @@ def blank(engine: Engine, state: DecodeState, mesh: Mesh) -> Batch:
 
 def zeros(shapes: Batch) -> Batch:
     """The batch on the devices."""
-    places = jax.tree.map(lambda x: x.sharding, shapes)
-    make = jax.jit(lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), out_shardings=places)
-    return make()
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), shapes)
 
 
 def _mapped(change: Any, batch: Batch) -> Batch:

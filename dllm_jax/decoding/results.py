@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,15 +10,15 @@ from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.state import DecodeResult, DecodeState, Timing
 
 
-class Text(NamedTuple):
-    """Tokens that are not text."""
-
-    end_ids: tuple[int, ...]  # that end one, EoS first
-    eos_id: int
-    mask_id: int
-
-
-def result(final: DecodeState, geometry: Geometry, timing: Timing, *, slots: Sequence[int], text: Text) -> DecodeResult:
+def result(
+    final: DecodeState,
+    geometry: Geometry,
+    timing: Timing,
+    *,
+    slots: Sequence[int],
+    end_ids: tuple[int, ...],
+    mask_id: int,
+) -> DecodeResult:
     """Cuts a batch to some of its rows, which are finished, and to its generated columns.
 
     Args:
@@ -27,7 +26,8 @@ def result(final: DecodeState, geometry: Geometry, timing: Timing, *, slots: Seq
         geometry: of the canvas.
         timing: of these rows.
         slots: the rows, in the order of the result.
-        text: what ends a text.
+        end_ids: the tokens that end a text, EoS first.
+        mask_id: of [MASK].
     """
     generated, chosen = slice(geometry.prompt_length, geometry.length), np.asarray(slots)
 
@@ -36,9 +36,9 @@ def result(final: DecodeState, geometry: Geometry, timing: Timing, *, slots: Seq
 
     end_B = host(final.end_B) - geometry.prompt_length
     is_behind_BG = np.arange(geometry.gen_length)[None, :] >= end_B[:, None]
-    tokens_BG = np.where(is_behind_BG, text.eos_id, host(final.tokens_BL)[:, generated])
-    is_mask_BG = tokens_BG == text.mask_id
-    text_end_B, reasons = finish(tokens_BG, end_ids=text.end_ids, failed_B=host(final.failed_B))
+    tokens_BG = np.where(is_behind_BG, end_ids[0], host(final.tokens_BL)[:, generated])
+    is_mask_BG = tokens_BG == mask_id
+    text_end_B, reasons = finish(tokens_BG, end_ids=end_ids, failed_B=host(final.failed_B))
     is_text_BG = np.arange(geometry.gen_length)[None, :] < text_end_B[:, None]
     return DecodeResult(
         tokens_BG=tokens_BG,
@@ -53,7 +53,7 @@ def result(final: DecodeState, geometry: Geometry, timing: Timing, *, slots: Seq
         iterations=int(final.iterations),
         columns=int(final.columns),
         timing=timing,
-        mask_id=text.mask_id,
+        mask_id=mask_id,
         log=jax.tree.map(host, final.log),
     )
 

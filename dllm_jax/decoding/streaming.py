@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dllm_jax import hosts
-from dllm_jax.decoding.driver import reported
 from dllm_jax.decoding.engine import Engine
+from dllm_jax.decoding.policies.base import reported
 from dllm_jax.decoding.refilling import blank, refill, zeros
 from dllm_jax.decoding.state import DecodeResult, Timing
 from dllm_jax.memory import placed
@@ -52,7 +52,7 @@ def stream(
             yield Finished(places, decoder([prompts[i] for i in places], rows=[rows[i] for i in places]))
         else:
             engine = decoder.engine(lengths[places[-1]], in_step=False)
-            yield from _refilled(decoder, engine, places, prompts, rows=rows, halted=halted)
+            yield from _refilled(decoder, engine, places, prompts, rows=rows, share=share, halted=halted)
 
 
 def groups(decoder: "Decoder", lengths: Sequence[int]) -> list[list[int]]:
@@ -79,6 +79,7 @@ def _refilled(
     prompts: Sequence[Sequence[int]],
     *,
     rows: Sequence[int],
+    share: float,
     halted: Callable[[], bool],
 ) -> Iterator[Finished]:
     """Decodes prompts in one batch, whose rows are given to the next of them as they are done.
@@ -89,11 +90,12 @@ def _refilled(
         places: of the prompts, in the order in which they begin.
         prompts: the whole sequence.
         rows: of the whole sequence.
+        share: of the batch that is done before it is refilled.
         halted: see `Decoder.stream`.
     """
     size, waiting = decoder.config.decode.batch_size, collections.deque(places)
     count = decoder.batch(size)
-    enough = max(math.ceil(refill_share(decoder.config.decode) * count), 1)
+    enough = max(math.ceil(share * count), 1)
     standing: dict[int, int] = {}  # slot -> place
     with decoder.running():
         spent = decoder.prepare(engine, refill_program, rows=size)
@@ -125,7 +127,7 @@ def _refilled(
 def refill_program(decoder: "Decoder", engine: Engine, *, rows: int) -> jax.stages.Compiled:
     """Compiles the program of a batch whose slots are refilled; as `Decoder.program`."""
     mesh, state = decoder.model.mesh, decoder.state_shapes(engine.geometry, rows=rows)
-    turn = jax.eval_shape(lambda: (jnp.zeros(decoder.batch(rows), bool), jnp.int32(0)))
-    return decoder.compiled(
-        engine, refill, blank(engine, state, mesh), state, *placed(turn, batch_shardings(turn, mesh))
-    )
+    batch = decoder.batch(rows)
+    turn = jax.eval_shape(lambda: (jnp.zeros(batch, bool), jnp.int32(0)))
+    turn = placed(turn, batch_shardings(turn, mesh))
+    return decoder.compiled(engine, refill, blank(engine, state, mesh), state, *turn, batch=batch)

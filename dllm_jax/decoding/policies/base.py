@@ -7,6 +7,7 @@ changes the program is a static field. To add a decoder, add a file here and a l
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -159,3 +160,9 @@ def best(score_BQ: Float[Array, "B Q"], open_BQ: Bool[Array, "B Q"]) -> Bool[Arr
 def first_places(order_BQ: Int[Array, "B Q"], open_BQ: Bool[Array, "B Q"], n_B: Int[Array, "B"]) -> Bool[Array, "B Q"]:
     """The first n open slots of an `order`, or all."""
     return open_BQ & (jnp.argsort(order_BQ, axis=-1, stable=True) < n_B[:, None])
+
+
+def reported(policy_state: Any) -> PolicyLog | None:
+    """The log in a policy's state, if it keeps one."""
+    parts = jax.tree.leaves(policy_state, is_leaf=lambda x: isinstance(x, Reported))
+    return next((part.value for part in parts if isinstance(part, Reported)), None)
