@@ -79,11 +79,25 @@ def inputs(shape: tuple[int, ...], *, causal_block: int) -> tuple[jax.Array, jax
 @pytest.mark.parametrize(("shape", "causal_block"), [*((shape, 0) for shape in SHAPES), (SHAPES[0], 1), (SHAPES[1], 8)])
 def test_the_kernels_equal_xla(shape: tuple[int, ...], causal_block: int) -> None:
     arguments = inputs(shape, causal_block=causal_block)
-    kernels = (KERNELS["xla"], functools.partial(splash, interpret=True), split_keys)
+    kernels = (KERNELS["xla"], functools.partial(splash, interpret=True), split_keys, KERNELS["chunks"])
     expected, *others = jax.jit(lambda *a: [run(*a) for run in kernels])(*arguments)
     assert np.isfinite(expected).all()
     for got in others:
         np.testing.assert_allclose(got, expected, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("segments", [False, True])
+def test_the_gradients_of_chunks_equal_those_of_xla(segments: bool) -> None:
+    *arguments, seen = inputs(SHAPES[0], causal_block=0)
+    if segments:
+        seen = Visible(seen.real_BS, segment_BT=jnp.arange(128)[None] // jnp.array([[30], [50]]))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(name: str, *arguments: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.grad(lambda *a: jnp.sum(KERNELS[name](*a, seen) ** 2), argnums=(0, 1, 2))(*arguments)
+
+    for got, expected in zip(gradients("chunks", *arguments), gradients("xla", *arguments), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)], ids=str)
@@ -131,7 +145,9 @@ BLOCK_STEP = {"queries": 32, "keys": 2048}
     ("platform", "dtype", "shape", "name"),
     [
         ("cpu", "bfloat16", {}, "xla"),
-        ("cpu", "float32", {}, "xla"),
+        ("cpu", "float32", {}, "chunks"),
+        ("cpu", "float32", {"packed": True}, "chunks"),
+        ("cpu", "float32", {"queries": 255}, "xla"),
         ("cpu", "float16", {}, "xla_wide"),
         ("", "bfloat16", {}, "xla"),
         ("", "float16", {}, "xla_wide"),
