@@ -377,7 +377,8 @@ def test_memory_grows_by_some_numbers_a_line(tmp_path: Path, settings: tuple[str
 def measure(settings: Sequence[str]) -> None:
     """Runs a job with imitated decoding and prints the most bytes that the process had in memory."""
     jobs.Decoder = FakeDecoder  # type: ignore[misc]
-    argv = ["run", *(f"--config.{setting}" for setting in ("mesh.data=1", f"decode.gen_length={LENGTH}", *settings))]
+    given = ("mesh.data=1", "decode.refill=0", f"decode.gen_length={LENGTH}", *settings)
+    argv = ["run", *(f"--config.{setting}" for setting in given)]
     config = str(ROOT / "configs" / "vanilla.py")
     assert cli.execute(decode_run.main, argv, description="", default_config=config) == 0
     print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -51,7 +51,7 @@ def test_a_conversion_takes_the_memory_of_a_few_tensors(source: Path, tmp_path: 
     before = peak(TINY, tmp_path / "tiny")
     for flags in ((), ("--dtype=bfloat16",), ("--quantize=int8",), ("--to=hf",)):
         taken = peak(source, tmp_path / "large", "--overwrite", *flags) - before
-        assert taken < 3.5 * LARGEST < 0.36 * TOTAL, (flags, taken)
+        assert taken < 5 * LARGEST < 0.52 * TOTAL, (flags, taken)
     assert same_bits(tensors(source), tensors(tmp_path / "large"))
 
 
