@@ -14,6 +14,7 @@ from grain.experimental import FirstFitPackIterDataset
 from jaxtyping import Bool, Int
 
 PACKING_BINS = 128  # rows that are filled at the same time: more of them leave fewer holes
+IN_THIS_THREAD = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # everything is in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Example:
     """A prompt with its answer, as tokens."""
 
     tokens: Int[np.ndarray, "T"]  # prompt ++ answer, int32
-    prompt_length: int  # at least 1
+    prompt_length: int  # at least 1, but for bare texts (`samples.read_texts`), which only canvases are made of
+    order: Int[np.ndarray, "T"] | None = None  # forward in which a model committed the token, int32; 0: unknown
 
     @property
     def answer(self) -> Int[np.ndarray, "A"]:
@@ -36,6 +38,11 @@ class Batch(NamedTuple):
     is_answer_BT: Bool[np.ndarray, "B T"]  # the loss counts the predictions of these tokens
     positions_BT: Int[np.ndarray, "B T"]  # in the token's own sample
     segments_BT: Int[np.ndarray, "B T"]  # which sample of the row a token belongs to, from 1; 0 is padding
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return int((self.segments_BT > 0).sum())
 
 
 def training_batches(
@@ -63,9 +70,8 @@ def held_out_batches(examples: Sequence[Example], *, length: int, batch_size: in
 
 
 def _packed(dataset: grain.MapDataset[Example], length: int, batch_size: int) -> grain.IterDataset[Batch]:
-    in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)  # everything is in memory
     rows = FirstFitPackIterDataset(
-        dataset.map(_features).to_iter_dataset(in_this_thread),
+        dataset.map(_features).to_iter_dataset(IN_THIS_THREAD),
         length_struct={"tokens": length, "is_answer": length},
         num_packing_bins=PACKING_BINS,
     )

@@ -123,7 +123,7 @@ class PromptFile(Lazy[Prompt]):
 
     def _prompt(self, line: bytes, *, index: int, number: int) -> Prompt:
         """The prompt of a line."""
-        given: dict[str, Any] = {"id": index} | formats.fields(_record(line))
+        given: dict[str, Any] = {"id": index} | formats.fields(record(line))
         prompt = Prompt(index=index, line=number, **given)
         return self._check(prompt) or prompt if self._check else prompt
 
@@ -176,23 +176,27 @@ def read(
     return prompts
 
 
-def _record(line: bytes) -> dict[str, Any]:
-    """The JSON object of a line."""
+def record(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line.
+
+    Raises:
+        UsageError: it is none, or one that readers take differently.
+    """
     try:
         text = line.decode("utf-8-sig")
-        record = json.loads(
+        found = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer
         )
-        json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but no text
+        json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair is JSON, but no text
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise UsageError(f"expected UTF-8 text, got {error.reason}") from None
     except json.JSONDecodeError as error:
         raise UsageError(f"expected a JSON object, got invalid JSON ({error.msg} at column {error.colno})") from None
     except (ValueError, RecursionError) as error:
         raise UsageError(f"expected a JSON object, got invalid JSON ({error})") from None
-    if not isinstance(record, dict):
-        raise UsageError(f"expected a JSON object, got {formats.shorten(record)}")
-    return record
+    if not isinstance(found, dict):
+        raise UsageError(f"expected a JSON object, got {formats.shorten(found)}")
+    return found
 
 
 def _refuse_constant(name: str) -> None:
