@@ -153,7 +153,7 @@ def _build(cls: type[T], values: ConfigDict, prefix: str) -> T:
 
 def _is_path(name: str) -> bool:
     """Whether a setting is a file or folder, by its name: in these `~` is the home folder."""
-    return name in ("path", "view") or name.endswith("_path")
+    return name in ("path", "view", "adapter") or name.endswith("_path")
 
 
 def _typed(value: Any, expected: type, field: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dllm_jax.checkpoints import fingerprint
+from dllm_jax.checkpoints import adapters, fingerprint
 from dllm_jax.checkpoints.load import resolve
 from dllm_jax.config import Config
 from dllm_jax.data.outputs import VERSION
@@ -56,7 +56,8 @@ def basis(config: Config, mesh: Mesh, *, sections: Collection[str] = ()) -> dict
         del settings[name]
     for name in ("model", "tokenizer", *every_companion()):
         del settings[name]["path"]  # its content stands under files
-    del settings["model"]["verify"]
+    for name in ("adapter", "verify"):  # the content of the adapter stands there too
+        del settings["model"][name]
     return {
         VERSION: __version__,
         "platform": mesh.devices.flat[0].platform,
@@ -74,6 +75,8 @@ def sources(config: Config) -> dict[str, Path]:
     found = {}
     if not config.model.preset:
         found["model.path"] = resolve(config.model.path)
+    if config.model.adapter:
+        found["model.adapter"] = adapters.resolve(config.model.adapter)
     if config.tokenizer.path:
         found["tokenizer.path"] = resolve(config.tokenizer.path, field="tokenizer.path")
     return found | {each.field: each.place(config) for each in companions_of(config) if each.is_named(config)}

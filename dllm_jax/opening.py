@@ -30,6 +30,7 @@ def open_model(config: Config, mesh: Mesh) -> Model:
             settings.path,
             dtype=settings.dtype,
             quantize=settings.quantize,
+            adapter=settings.adapter,
             mesh=mesh,
             verify=settings.verify,
             track=track,

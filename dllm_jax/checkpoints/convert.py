@@ -1,9 +1,9 @@
 """Converts a checkpoint: python -m dllm_jax.checkpoints.convert --source=DIR --target=DIR.
 
-Options: --to=hf, --dtype=bfloat16, --quantize=int8, --overwrite. The source is a Hugging Face folder, a converted
-folder, or the name of a bundled checkpoint. The target is an Orbax checkpoint with config.json, tokenizer and a
-manifest of checksums beside it, or a Hugging Face folder. It appears when it is complete; an interrupted run leaves at
-most TARGET.partial-*, and an overwritten target stays until then.
+Options: --to=hf, --dtype=bfloat16, --quantize=int8, --adapter=DIR (merged into the weights), --overwrite. The source is
+a Hugging Face folder, a converted folder, or the name of a bundled checkpoint. The target is an Orbax checkpoint with
+config.json, tokenizer and a manifest of checksums beside it, or a Hugging Face folder. It appears when it is complete;
+an interrupted run leaves at most TARGET.partial-*, and an overwritten target stays until then.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from absl import flags
 from rich import progress
 
 from dllm_jax import cli
-from dllm_jax.checkpoints import files, hf, store
+from dllm_jax.checkpoints import adapters, files, hf, store
 from dllm_jax.checkpoints.commands import define_path, execute
 from dllm_jax.checkpoints.load import PARAMS, Checkpoint, open_checkpoint, resolve
 from dllm_jax.checkpoints.manifest import write_manifest
@@ -52,6 +52,7 @@ def convert(
     dtype: str,
     overwrite: bool,
     quantize: str = "",
+    adapter: str | Path = "",
     track: hf.Track = iter,
 ) -> Converted:
     """Writes a checkpoint in another format or dtype; of its parameters a few are in memory at once.
@@ -63,6 +64,7 @@ def convert(
         dtype: of the weights written; "keep" is the source's.
         overwrite: replace an existing target, once the new one is complete.
         quantize: "int8" for matrices in 8 bits (`models/quantize.py`), as only our own format holds them.
+        adapter: the folder of a LoRA adapter in PEFT's layout, merged into the weights that are written.
         track: wraps the parameters that are read and written, to show progress.
 
     Raises:
@@ -73,13 +75,22 @@ def convert(
     if to == "hf" and quantize:
         raise UsageError(f"--quantize: expected none with --to=hf, got {quantize}")
     source, target = resolve(source, field="--source"), Path(target).resolve()
-    if source.resolve().is_relative_to(target):
-        raise UsageError(f"--target: expected a folder apart from --source {source}, got {target}")
+    adapter = adapters.resolve(adapter, field="--adapter") if adapter else ""
+    for name, read in {"--source": source, "--adapter": adapter}.items():
+        if read and Path(read).resolve().is_relative_to(target):
+            raise UsageError(f"--target: expected a folder apart from {name} {read}, got {target}")
     files.check_new_folder(target, overwrite=overwrite)
     with only_writer(target, field="--target"), files.new_folder(target, overwrite=overwrite) as folder:
         mesh = make_mesh(data=1)
         checkpoint = open_checkpoint(
-            source, dtype=dtype, quantize=quantize, mesh=mesh, verify=True, track=iter, field="--source"
+            source,
+            dtype=dtype,
+            quantize=quantize,
+            adapter=adapter,
+            mesh=mesh,
+            verify=True,
+            track=iter,
+            field="--source",
         )
         wanted, config = checkpoint.assembly.wanted, checkpoint.assembly.config
         check_room(folder, sum(map(store.nbytes, wanted.values())))
@@ -125,6 +136,7 @@ def main(argv: Sequence[str]) -> int:
     flags.DEFINE_enum("to", TARGETS[0], TARGETS, "format of the target", flag_values=values)
     flags.DEFINE_enum("dtype", DTYPES[0], DTYPES, "dtype of the weights written", flag_values=values)
     flags.DEFINE_enum("quantize", "", FORMATS, "matrices in fewer bits, one scale per channel", flag_values=values)
+    define_path("adapter", "folder of a LoRA adapter in PEFT's layout, merged into the weights", values)
     flags.DEFINE_boolean("overwrite", False, "replace an existing target", flag_values=values)
     return execute(_convert, argv, values=values, usage=f"{__doc__}\n")
 
@@ -143,6 +155,7 @@ def _convert(values: flags.FlagValues, arguments: list[str]) -> None:
         dtype=values.dtype,
         overwrite=values.overwrite,
         quantize=values.quantize,
+        adapter=values.adapter,
         track=lambda paths: progress.track(paths, description="parameters"),
     )
     size = f"{done.parameters:,} parameters in {done.dtype}, {done.file_bytes:,} bytes"

@@ -28,7 +28,8 @@ TOKENIZER = (
     "chat_template*",
 )
 GENERATION = "generation_config.json"
-COMPANIONS = (*TOKENIZER, GENERATION, "*.py")
+CODE = (GENERATION, "*.py")
+COMPANIONS = (*TOKENIZER, *CODE)
 SIZES = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "vocab_size", "max_length")
 ENDS, PAD = ("eos_token_id", "eot_token_id"), "pad_token_id"  # fields of both files
 MOST, MOST_POSITIONS = 2**20, 2**31 - 1  # of a size, so that no product of them overflows
@@ -36,7 +37,7 @@ NAMES_IN_ERRORS = 8
 PARTIAL, SUFFIX_LENGTH = "partial", 8  # TARGET.partial-1234abcd becomes TARGET when it is complete
 REMOVALS, REMOVAL_SECONDS = 50, 0.1
 IN_FLIGHT_BYTES = 2**30  # of host memory, beside the arrays themselves, that reading or writing weights may take
-MARKS = ("config.json", "filter.safetensors")  # one of them is in every folder that we write
+MARKS = ("config.json", "filter.safetensors", "adapter_config.json")  # one of them is in every folder that we write
 
 
 def abbreviate(names: list[str]) -> str:
@@ -131,9 +132,9 @@ def copy_companions(source: Path, target: Path, *, patterns: tuple[str, ...] = C
                 shutil.copyfile(path, target / path.name)
 
 
-def write_config(source: Path, target: Path, *, dtype: str) -> None:
-    """Copies config.json, with the dtype of the weights beside it where it names one."""
-    fields = read_json(source / "config.json")
+def write_config(source: Path, target: Path, *, dtype: str, changes: Mapping[str, Any] | None = None) -> None:
+    """Copies config.json, with the dtype of the weights beside it where it names one, and fields that are others."""
+    fields = read_json(source / "config.json") | dict(changes or {})
     fields |= {name: dtype for name in ("torch_dtype", "dtype") if name in fields}
     (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 

@@ -22,6 +22,7 @@ _QUANTISED = re.compile(
 )
 _HALF = "save the dequantised weights in bfloat16"
 _MERGE = "merge it into the model and save the merged weights (in peft: merge_and_unload)"
+_NAME = "or name its folder in model.adapter"
 
 
 def snapshot(folder: Path, *, field: str) -> Path:
@@ -94,7 +95,8 @@ def refuse_adapter(folder: Path) -> None:
     """
     if found := _names(folder, ADAPTERS):
         beside = "beside the weights" if _names(folder, ["model*.safetensors", "*.bin"], but=found) else "alone"
-        raise UsageError(f"{folder}: expected a model without adapter, got {abbreviate(found)} {beside}: {_MERGE}")
+        told = f"{abbreviate(found)} {beside}: {_MERGE}, {_NAME}"
+        raise UsageError(f"{folder}: expected a model without adapter, got {told}")
 
 
 def absent(folder: Path, *expected: str) -> UsageError:

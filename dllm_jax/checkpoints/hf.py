@@ -136,7 +136,7 @@ def read_tensors(folder: Path, config: TransformerConfig) -> tuple[TransformerCo
     if layers != config.num_layers:
         told = f"those of {layers}" if layers else f"{files.abbreviate(list(found)) or 'none'}"
         raise UsageError(f"{folder}: expected the tensors of {config.num_layers} layers (config.json), got {told}")
-    expected = _expected(config)
+    expected = expected_tensors(config)
     shapes = {name: shape for tensors in expected.values() for name, shape in tensors.items()}
     if config.tied_embeddings and head in found:
         expected["head"] = {head: shapes[embedding]}
@@ -145,9 +145,9 @@ def read_tensors(folder: Path, config: TransformerConfig) -> tuple[TransformerCo
     return config, {path: [found[name] for name in tensors] for path, tensors in expected.items()}
 
 
-def _expected(config: TransformerConfig) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Our parameter path -> the names and shapes of its tensors."""
-    one = dataclasses.replace(config, num_layers=1)  # all layers are alike
+def expected_tensors(config: TransformerConfig) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Our parameter path, as stored -> the names and shapes of its tensors."""
+    one = dataclasses.replace(config, num_layers=1, kv_copies=1, stacked=False, quantize="")  # all layers are alike
     params = layout.flatten(abstract_model(one, dtype=np.dtype(np.float32))[1])
     shapes = {path: layout.tensor_shapes(path, param.shape) for path, param in params.items()}
     return {
@@ -299,9 +299,18 @@ def refuse_quantized(config: TransformerConfig) -> None:
 def write_tensors(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, track: Track = iter) -> None:
     """Writes the weights of a model, the first part of `export_hf`; with several processes, all come here."""
     params = layout.flatten(model.params)
-    shapes = {path: jax.ShapeDtypeStruct(param.shape, param.dtype) for path, param in params.items()}
-    tracked = ((path, params[path]) for path in track(list(params)))
+    _, abstract = abstract_model(dataclasses.replace(model.config, stacked=False), dtype=model.dtype)
+    shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in layout.flatten(abstract).items()}
+    tracked = ((path, _of_list(params, path)) for path in track(list(shapes)))
     write_params(tracked, target, config=model.config, shapes=shapes, shard_bytes=shard_bytes)
+
+
+def _of_list(params: Mapping[str, jax.Array], path: str) -> jax.Array:
+    """A parameter as a list of layers has it, from such parameters or from stacked ones."""
+    if path in params:
+        return params[path]
+    first, layer, rest = path.split(".", 2)
+    return layout.unstacked(path.rpartition(".")[2], params[f"{first}.{rest}"][int(layer)])
 
 
 def write_params(

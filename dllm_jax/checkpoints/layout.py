@@ -181,6 +181,27 @@ def split(path: str, array: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(part.view.reshape(part.shape)) for part in parts(path, array)]
 
 
+def joined(kind: str, tensors: Sequence[Array], config: TransformerConfig) -> Array:
+    """A matrix of one layer, or the head, from its Hugging Face tensors, inside a program: `fuse` does it with files.
+
+    Args:
+        kind: the last part of the parameter's name.
+        tensors: [out, in] each, in the order of `registry.tensor_names`.
+        config: of the model; copies of key/value heads are not made here.
+    """
+    match kind:
+        case "qkv":
+            shape = (config.num_kv_heads, -1, config.head_dim, config.embed_dim)
+            return jnp.moveaxis(jnp.concatenate([tensor.reshape(shape) for tensor in tensors], axis=1), -1, 0)
+        case "out":
+            return tensors[0].T.reshape(config.num_kv_heads, -1, config.head_dim, config.embed_dim)
+        case "gate_up":
+            return jnp.stack([tensor.T for tensor in tensors], axis=1)
+        case "down" | "head":
+            return tensors[0].T
+    raise ValueError(f"no layout is known for the matrix {kind}")
+
+
 def spread(kind: str, array: Array, *, groups: int, copies: int) -> Array:
     """An attention parameter with its key/value heads copied, as `transformer.on_mesh` says; others as they are.
 
@@ -216,6 +237,16 @@ def stacked(kind: str, array: Array) -> Array:
             return jnp.moveaxis(array, 0, -1)
         case "gate_up":
             return jnp.moveaxis(array, 0, -2)
+    return array
+
+
+def unstacked(kind: str, array: Array) -> Array:
+    """The inverse of `stacked`."""
+    match kind:
+        case "qkv":
+            return jnp.moveaxis(array, -1, 0)
+        case "gate_up":
+            return jnp.moveaxis(array, -2, 0)
     return array
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dllm_jax import remote
-from dllm_jax.checkpoints import elsewhere, files, foreign, hf, layout, store
+from dllm_jax.checkpoints import adapters, elsewhere, files, foreign, hf, layout, store
 from dllm_jax.checkpoints.assembly import Assembly
 from dllm_jax.checkpoints.manifest import NAME as MANIFEST
 from dllm_jax.checkpoints.manifest import verify_folder
@@ -73,6 +73,7 @@ def load_model(
     *,
     dtype: str = "float32",
     quantize: str = "",
+    adapter: str | Path = "",
     mesh: Mesh | None = None,
     verify: bool = True,
     track: hf.Track = iter,
@@ -84,17 +85,18 @@ def load_model(
         path: a Hugging Face or converted folder, or the name of a bundled checkpoint.
         dtype: of weights and activations; "auto" is float32 on CPU, else bfloat16; "keep" is the checkpoint's own.
         quantize: "int8" for matrices in 8 bits (`models/quantize.py`); "": as the checkpoint has them.
+        adapter: the folder of a LoRA adapter in PEFT's layout, merged into the weights (`checkpoints/adapters.py`).
         mesh: where the weights go (default: the first device).
         verify: compare the checksums of a converted checkpoint with its manifest first.
         track: wraps the parameters read from a Hugging Face folder, to show progress.
         field: the setting that the path came from, for the error.
 
     Raises:
-        UsageError: no such checkpoint, a broken one, or an unknown dtype or format of quantization.
+        UsageError: no such checkpoint or adapter, a broken one, or an unknown dtype or format of quantization.
     """
     mesh = make_mesh(data=1) if mesh is None else mesh
     checkpoint = open_checkpoint(
-        path, dtype=dtype, quantize=quantize, mesh=mesh, verify=verify, track=track, field=field
+        path, dtype=dtype, quantize=quantize, adapter=adapter, mesh=mesh, verify=verify, track=track, field=field
     )
     check_fits(checkpoint.assembly.bytes_per_device, mesh, field=field, got=str(path))
     for name, array in checkpoint.params(files.IN_FLIGHT_BYTES):
@@ -103,15 +105,25 @@ def load_model(
 
 
 def open_checkpoint(
-    path: str | Path, *, dtype: str, quantize: str, mesh: Mesh, verify: bool, track: hf.Track, field: str
+    path: str | Path,
+    *,
+    dtype: str,
+    quantize: str,
+    adapter: str | Path,
+    mesh: Mesh,
+    verify: bool,
+    track: hf.Track,
+    field: str,
 ) -> Checkpoint:
     """Reads what a checkpoint says of itself, and whether it is a model that we can build; see `load_model`."""
     check_quantize(quantize)
     folder = resolve(path, field=field)
+    beside = adapters.resolve(adapter) if adapter else None
     converted = (folder / PARAMS).exists() or (folder / MANIFEST).exists()
     if converted:
         verify_folder(folder, checksums=verify)
-    foreign.refuse_adapter(folder)
+    if not (beside and beside.samefile(folder)):
+        foreign.refuse_adapter(folder)
     if not (folder / "config.json").is_file():
         raise foreign.absent(folder, "config.json")
     config = files.read_config(folder)
@@ -131,10 +143,16 @@ def open_checkpoint(
         trees = (assembly.shapes, stored)
         layout.check_shapes(folder, *({name: leaf.shape for name, leaf in tree.items()} for tree in trees))
 
-    def params(limit: int) -> Iterator[tuple[str, jax.Array]]:
+    change = adapters.open_adapter(beside, config) if beside else None
+    shapes = change.before(assembly.shapes) if change else assembly.shapes
+
+    def stored_as(limit: int) -> Iterator[tuple[str, jax.Array]]:
         if converted:
-            return store.restore_params(folder / PARAMS, assembly.shapes, limit=limit)
-        return hf.read_params(tensors, wanted=assembly.shapes, limit=limit, track=track)
+            return store.restore_params(folder / PARAMS, shapes, limit=limit)
+        return hf.read_params(tensors, wanted=shapes, limit=limit, track=track)
+
+    def params(limit: int) -> Iterator[tuple[str, jax.Array]]:
+        return change.merging(stored_as(limit), assembly.shapes) if change else stored_as(limit)
 
     return Checkpoint(folder, kind, assembly, params)
 

@@ -108,20 +108,40 @@ class TrainingCheckpoints:
     """
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+        self._pending: Any = None  # the write in the background
         self._checkpointer = ocp.training.Checkpointer(
-            folder.absolute(),
+            self._folder,
             preservation_policy=ocp.training.preservation_policies.LatestN(1),
             cleanup_tmp_directories=True,
         )
 
     def save(self, step: int, tree: Any, *, iterator: Mapping[str, Any]) -> None:
-        """Writes the checkpoint of a step; one that is there already is left alone."""
+        """Begins to write the checkpoint of a step, in the background; one that is there already is left alone.
+
+        The arrays may be donated as soon as this returns.
+
+        Raises:
+            OSError: naming the folder; this checkpoint or the one before could not be written.
+        """
+        self.wait()
         if self.latest() == step:
             return
-        folder = Path(self._checkpointer.directory)
-        check_room(folder, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
-        with _writing(folder):
-            self._checkpointer.save_checkpointables(step, {"arrays": _by_name(tree), "iterator": dict(iterator)})
+        check_room(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)))
+        with _writing(self._folder):
+            content = {"arrays": _by_name(tree), "iterator": dict(iterator)}
+            self._pending = self._checkpointer.save_checkpointables_async(step, content)
+
+    def wait(self) -> None:
+        """Waits until the checkpoint that was begun last is complete.
+
+        Raises:
+            OSError: naming the folder; it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending:
+            with _writing(self._folder):
+                pending.result()
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint."""
@@ -141,13 +161,13 @@ class TrainingCheckpoints:
         try:
             found = self._checkpointer.load_checkpointables(None, wanted)
         except (ocp.errors.InvalidLayoutError, OSError, ValueError) as error:
-            folder = self._checkpointer.directory
-            raise UsageError(f"{folder}: expected a readable Orbax checkpoint, got {_one_line(error)}") from error
+            raise UsageError(f"{self._folder}: expected a readable Orbax checkpoint, got {_one_line(error)}") from error
         leaves = [found["arrays"][name] for name in _by_name(abstract)]
         return jax.tree.unflatten(jax.tree.structure(abstract), leaves), found["iterator"]
 
     def close(self) -> None:
-        """Ends the threads of Orbax."""
+        """Waits for what is being written, and ends the threads of Orbax."""
+        self.wait()
         self._checkpointer.close()
 
 

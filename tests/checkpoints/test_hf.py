@@ -9,9 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from dllm_jax.checkpoints import hf, layout
+from dllm_jax.checkpoints import hf, layout, load
 from dllm_jax.checkpoints.load import load_model
 from dllm_jax.errors import UsageError
+from dllm_jax.mesh import make_mesh
 from tests.checkpoints.folders import (
     GQA,
     SHARDED,
@@ -24,7 +25,9 @@ from tests.checkpoints.folders import (
     with_fields,
     with_tensors,
 )
+from tests.traces import GOLDENS
 
+DREAM = GOLDENS / "checkpoints" / "dream-tiny"
 HEAD = "model.transformer.ff_out.weight"
 Q0, K0 = (f"model.transformer.blocks.0.{name}_proj.weight" for name in "qk")
 
@@ -35,6 +38,35 @@ def test_round_trip_bit_for_bit(source, dtype, tmp_path):
     source = in_dtype(source, tmp_path / "source", dtype)
     hf.export_hf(load_model(source, dtype="keep"), tmp_path / "target")
     assert same_bits(tensors(source), tensors(tmp_path / "target"))
+
+
+def as_stacked(monkeypatch):
+    """Models that are loaded have all layers in one array, as on TPUs."""
+    tuned = load.tuned
+    monkeypatch.setattr(
+        load, "tuned", lambda *args, **kwargs: dataclasses.replace(tuned(*args, **kwargs), stacked=True)
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("source", [GQA, DREAM], ids=lambda path: path.name)
+def test_stacked_layers_are_written_one_by_one(source, dtype, tmp_path, monkeypatch):
+    source, target = in_dtype(source, tmp_path / "source", dtype), tmp_path / "target"
+    target.mkdir()
+    listed = arrays(load_model(source, dtype="keep"))
+    with monkeypatch.context() as patch:
+        as_stacked(patch)
+        stacked = load_model(source, dtype="keep", mesh=make_mesh(fsdp=2, tensor=2))
+        assert "layers.attention.qkv" in layout.flatten(stacked.params)
+        hf.write_tensors(stacked, target)
+        (target / "config.json").write_bytes((source / "config.json").read_bytes())
+        assert same_bits(arrays(load_model(target, dtype="keep")), arrays(stacked))
+    assert same_bits(tensors(source), tensors(target))
+    assert same_bits(arrays(load_model(target, dtype="keep")), listed)
+
+
+def arrays(model):
+    return {path: np.asarray(array) for path, array in layout.flatten(model.params).items()}
 
 
 def test_export_is_split_below_the_limit_with_an_index(tmp_path):
