@@ -29,9 +29,10 @@ COMMANDS = {
     "view": Command("decode.view", "how prompts were decoded, forward by forward: page, picture, terminal"),
     "chat": Command("decode.chat", "talk to a model in the terminal, and see its canvas fill"),
     "bench": Command("decode.bench", "measure steps and decodes against what the device allows"),
-    "plan": Command("decode.plan", "what a decode will take, before anything is loaded: memory, traffic, floors"),
+    "plan": Command("decode.plan", "what a decode or a training will take, before anything is loaded"),
     "convert": Command("dllm_jax.checkpoints.convert", "convert a checkpoint between Hugging Face and Orbax"),
     "verify": Command("dllm_jax.checkpoints.verify", "check a converted checkpoint against its manifest"),
+    "train-diffusion": Command("train.diffusion", "train a diffusion model, whole or as an adapter (LoRA)"),
     "train-filter": Command("train.filter", "train a filter for the policy learn2pd"),
     "train-verifier": Command("train.verifier", "train a verifier for the policy apd"),
 }

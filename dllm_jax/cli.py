@@ -59,7 +59,12 @@ def settings_of(schema: type[Any]) -> dict[str, Any]:
 
 
 def run(
-    main: Callable[[Any], int | None], *, description: str, default_config: str, schema: type[Any] = Config
+    main: Callable[[Any], int | None],
+    *,
+    description: str,
+    default_config: str,
+    schema: type[Any] = Config,
+    others: Sequence[type[Any]] = (),
 ) -> NoReturn:
     """Runs a command with the arguments of this process and exits.
 
@@ -68,8 +73,9 @@ def run(
         description: what --help shows above the settings.
         default_config: the experiment used without --config.
         schema: the dataclass of the command's settings, which `main` gets.
+        others: of which the experiment may be instead, if only one of them has all of its sections.
     """
-    leave(execute(main, sys.argv, description=description, default_config=default_config, schema=schema))
+    leave(execute(main, sys.argv, description=description, default_config=default_config, schema=schema, others=others))
 
 
 def leave(code: int) -> NoReturn:
@@ -93,20 +99,21 @@ def execute(
     description: str,
     default_config: str,
     schema: type[Any] = Config,
+    others: Sequence[type[Any]] = (),
 ) -> int:
     """Parses `argv` (program name first), calls `main` and returns the exit code; see `run`."""
 
     def body() -> int | None:
         given, overrides = split(argv, default_config)
         _prepare_environment(compilation_cache=given.compilation_cache)
-        values = load_config_file(given.config, schema)
+        chosen, values = _read_experiment(given.config, (schema, *others))
         if given.help:
-            _print_help(usage(description, argv[0]), given.config, values, schema)
+            _print_help(usage(description, argv[0]), given.config, values, chosen)
             return 0
-        values = _override(values, overrides, schema)
+        values = _override(values, overrides, chosen)
         _prefer_cublas(values)
         hosts.start(read_section(DistributedSettings, values, "distributed"))
-        return main(build(schema, values))
+        return main(build(chosen, values))
 
     return guarded(body)
 
@@ -214,12 +221,15 @@ def split(argv: Sequence[str], default_config: str) -> tuple[flags.FlagValues, l
     return values, rest
 
 
-def load_config_file(name: str, schema: type[Any]) -> ConfigDict:
+def _read_experiment(name: str, schemas: Sequence[type[Any]]) -> tuple[type[Any], ConfigDict]:
     """Calls `get_config()` of an experiment, `get_config("text")` for `NAME:text`, and fills in what it leaves out.
 
     Args:
         name: see `config_module`, with or without `:text`.
-        schema: the dataclass of the settings.
+        schemas: dataclasses of settings; the first that has all sections of the experiment is it, else the first.
+
+    Returns:
+        The schema and the settings.
 
     Raises:
         UsageError: there is no such file, it fails, or it has no get_config that returns a ConfigDict.
@@ -227,7 +237,11 @@ def load_config_file(name: str, schema: type[Any]) -> ConfigDict:
     path, *arguments = name.split(":", 1)
     module = config_module(path)
     with _told_in_one_line(path, module.__file__):
-        return _fill(module.get_config(*arguments), schema)
+        given = module.get_config(*arguments)
+        if not isinstance(given, ConfigDict):
+            raise UsageError(f"--config: expected get_config() to return a ConfigDict, got {given!r}")
+        chosen = next((schema for schema in schemas if set(given) <= set(to_config_dict(schema()))), schemas[0])
+        return chosen, _fill(given, chosen)
 
 
 def experiments() -> dict[str, Path]:
@@ -280,10 +294,8 @@ def _told_in_one_line(name: str, file: str | None) -> Iterator[None]:
         raise UsageError(f"--config: {name}{where}: {type(error).__name__}: {error}") from None
 
 
-def _fill(given: Any, schema: type[Any]) -> ConfigDict:
+def _fill(given: ConfigDict, schema: type[Any]) -> ConfigDict:
     """The defaults with the values given written over them; types are checked, unknown names kept for later."""
-    if not isinstance(given, ConfigDict):
-        raise UsageError(f"--config: expected get_config() to return a ConfigDict, got {given!r}")
     values = to_config_dict(schema())
     for name, section in given.items():
         if name in values and isinstance(section, ConfigDict):

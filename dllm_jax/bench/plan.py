@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.table import Table
@@ -115,22 +116,33 @@ def plan(config: Config) -> dict[str, Any]:
     devices = topology_devices(config.plan.topology) if config.plan.topology else jax.devices()
     lengths = numbers("plan.prompt_length", config.plan.prompt_length)
     mesh = decode_mesh(config, prompt_length=max(lengths), devices=devices, must_fit=False)
-    figures, usable = chip(devices), device_bytes(devices)
     decoder = _decoder(config, mesh)
-    if figures:
-        rates = Rates(figures.bandwidth, figures.flops, figures.link)
-    else:
-        measured = measure_ceilings(devices[0], decoder.model.dtype, repeats=MEASURED_REPEATS)
-        bandwidth = max(measured.read_bytes_per_second, measured.copy_bytes_per_second)
-        rates = Rates(bandwidth, measured.matmul_flops_per_second, None)
+    rates = rates_of(devices, decoder.model.dtype)
     programs = [_program(decoder, length, rates) for length in _within(lengths, decoder.longest_prompt)]
+    return outcome(programs, devices, mesh, topology=config.plan.topology)
+
+
+def rates_of(devices: Sequence[jax.Device], dtype: np.dtype) -> Rates:
+    """What a device does at most, by the table of chips, else measured."""
+    if figures := chip(devices):
+        return Rates(figures.bandwidth, figures.flops, figures.link)
+    measured = measure_ceilings(devices[0], dtype, repeats=MEASURED_REPEATS)
+    bandwidth = max(measured.read_bytes_per_second, measured.copy_bytes_per_second)
+    return Rates(bandwidth, measured.matmul_flops_per_second, None)
+
+
+def outcome(
+    programs: Sequence[Mapping[str, Any]], devices: Sequence[jax.Device], mesh: Mesh, *, topology: str
+) -> dict[str, Any]:
+    """What goes to output.path, from the entries of the programs; see `plan`."""
+    figures, usable = chip(devices), device_bytes(devices)
     return {
-        "topology": config.plan.topology,
+        "topology": topology,
         "chip": figures.name if figures else devices[0].device_kind,
         "devices": len(devices),
         "mesh": dict(mesh.shape),
         "fits": None if usable is None else all(_total(program) <= usable for program in programs),
-        "memory_per_device": figures.memory if figures and config.plan.topology else usable,
+        "memory_per_device": figures.memory if figures and topology else usable,
         "usable_per_device": usable,
         "platform": devices[0].platform,
         "estimated": False,
@@ -175,33 +187,45 @@ def _program(decoder: Decoder, length: int, rates: Rates) -> dict[str, Any]:
     """The entry of one program."""
     engine = decoder.engine(length)
     arguments = program_arguments(decoder, engine)
+    with decoder.computing():
+        entry, program = compiled(driver.decode, arguments)
+    loops = _loops(decoder, engine, program, rates) if program else {}
+    return {"prompt_length": length, **entry, "loops": loops}
+
+
+def compiled(function: Any, arguments: tuple[Any, ...]) -> tuple[dict[str, Any], Program | None]:
+    """Compiles a program and tells the seconds and its bytes on a device, and what it does.
+
+    Args:
+        function: jitted.
+        arguments: shapes on a mesh.
+
+    Returns:
+        `compile_seconds` and `PARTS`; of a program that the compiler refused for its size only what it told. The
+        program, if it was not refused.
+    """
     begin = time.perf_counter()
     try:
-        with decoder.computing():
-            compiled = driver.decode.lower(*arguments).compile()
+        made = function.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        compiled = None
         exceeded = _EXCEEDED.search(str(error))
         temporaries = int(float(exceeded[1]) * _UNITS[exceeded[2]]) if exceeded else None
-        shardings = jax.tree.map(lambda x: x.sharding, arguments)
-        sizes: tuple[int | None, ...] = (bytes_per_device(arguments, shardings), temporaries, None, None)
-    seconds = time.perf_counter() - begin
-    if compiled:
-        made: Any = compiled.memory_analysis()
+        held = bytes_per_device(arguments, jax.tree.map(lambda x: x.sharding, arguments))
+        sizes: tuple[int | None, ...] = (held, temporaries, None, None)
+        program = None
+    else:
+        memory: Any = made.memory_analysis()
         sizes = (
-            made.argument_size_in_bytes,
-            made.temp_size_in_bytes,
-            made.output_size_in_bytes - made.alias_size_in_bytes,
-            made.generated_code_size_in_bytes,
+            memory.argument_size_in_bytes,
+            memory.temp_size_in_bytes,
+            memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            memory.generated_code_size_in_bytes,
         )
-    return {
-        "prompt_length": length,
-        "compile_seconds": seconds,
-        **dict(zip(PARTS, sizes, strict=True)),
-        "loops": _loops(decoder, engine, Program(str(compiled.as_text())), rates) if compiled else {},
-    }
+        program = Program(str(made.as_text()))
+    seconds = time.perf_counter() - begin
+    return {"compile_seconds": seconds, **dict(zip(PARTS, sizes, strict=True))}, program
 
 
 def _loops(decoder: Decoder, engine: Engine, program: Program, rates: Rates) -> dict[str, Any]:
@@ -240,22 +264,27 @@ def _loop(
     """
     model, mesh = decoder.model, decoder.model.mesh
     moved = [each for region in regions for each in program.moved(**region)]
-    collectives: dict[str, dict[str, int]] = {}
-    for each in moved:
-        entry = collectives.setdefault(each.kind, {"count": 0, "bytes": 0})
-        entry["count"] += 1
-        entry["bytes"] += each.bytes
     rows = decoder.batch(1) // batch_multiple(mesh)
     cost, weights = (step_cost(model, engine, kind, rows=n) for n in (rows, 0))
     floor_ms, bound_by = rates.floor(cost, weights, moved)
     matrices = [array for part in decoder.models for array in _matrices(part)]
     return {
-        "collectives": collectives,
+        "collectives": collectives(moved),
         "weight_copies": sum(len(program.copies(arrays=matrices, **region)) for region in [*regions, *in_front]),
         "cache_copies": sum(len(program.copies(arrays=_caches(decoder, engine, rows), **region)) for region in regions),
         "floor_ms": floor_ms,
         "bound_by": bound_by,
     }
+
+
+def collectives(moved: Sequence[Moved]) -> dict[str, dict[str, int]]:
+    """How many there are of every kind, and the bytes of all of them."""
+    kinds: dict[str, dict[str, int]] = {}
+    for each in moved:
+        entry = kinds.setdefault(each.kind, {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        entry["bytes"] += each.bytes
+    return kinds
 
 
 def _matrices(model: Model) -> list[ArrayType]:
@@ -311,18 +340,24 @@ def obstacle(config: Config, results: Mapping[str, Any]) -> str:
     )
 
 
-def tables(results: Mapping[str, Any]) -> list[Table]:
-    """Memory and loops for a reader."""
-    memory = markdown_table("prompt", "compile s", *map(_name, PARTS), "all", "of")
+def tables(results: Mapping[str, Any], *, length: str = "prompt_length") -> list[Table]:
+    """Memory and loops for a reader.
+
+    Args:
+        results: from `plan`.
+        length: the field of a program that tells it from the others.
+    """
+    first = length.removesuffix("_length")
+    memory = markdown_table(first, "compile s", *map(_name, PARTS), "all", "of")
     loops = markdown_table(
-        "prompt", "step", "collectives", "MiB moved", "weight copies", "cache copies", "floor ms", "bound by"
+        first, "step", "collectives", "MiB moved", "weight copies", "cache copies", "floor ms", "bound by"
     )
     there = results["memory_per_device"]
     for program in results["programs"]:
         sizes = ["-" if program[part] is None else told(program[part]) for part in PARTS]
         total, seconds = _total(program), program["compile_seconds"]
         memory.add_row(
-            str(program["prompt_length"]),
+            str(program[length]),
             "-" if seconds is None else f"{seconds:.1f}",
             *sizes,
             "too much" if math.isinf(total) else told(total),
@@ -332,12 +367,12 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
             moved = loop["collectives"]
             kinds = ", ".join(f"{entry['count']} {kind}" for kind, entry in moved.items()) or "none"
             loops.add_row(
-                str(program["prompt_length"]),
+                str(program[length]),
                 step,
                 kinds,
                 f"{sum(entry['bytes'] for entry in moved.values()) / 2**20:.1f}",
-                str(loop["weight_copies"]),
-                str(loop["cache_copies"]),
+                str(loop.get("weight_copies", "-")),
+                str(loop.get("cache_copies", "-")),
                 f"{loop['floor_ms']:.2f}",
                 loop["bound_by"],
             )

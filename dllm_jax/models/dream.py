@@ -13,6 +13,7 @@ from dllm_jax.models.fields import first_token_id, require
 from dllm_jax.models.transformer import TransformerConfig
 
 TENSOR_NAMES = qwen2.TENSOR_NAMES
+shape_fields = qwen2.shape_fields
 
 
 def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:

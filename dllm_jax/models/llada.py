@@ -95,3 +95,15 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         mask_id=first_token_id(fields, "mask_token_id"),
         eos_id=first_token_id(fields, "eos_token_id"),
     )
+
+
+def shape_fields(config: TransformerConfig) -> dict[str, Any]:
+    """The sizes of a model as config.json names them."""
+    return {
+        "d_model": config.embed_dim,
+        "n_heads": config.num_heads,
+        "n_kv_heads": config.num_kv_heads,
+        "n_layers": config.num_layers,
+        "mlp_hidden_size": config.mlp_dim,
+        "max_sequence_length": config.max_length,
+    }

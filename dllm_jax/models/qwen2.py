@@ -79,19 +79,26 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     )
 
 
-def config_fields(config: TransformerConfig) -> dict[str, Any]:
-    """The config.json of a Qwen2 model: what `parse_config` reads back, and what transformers wants to know."""
+def shape_fields(config: TransformerConfig) -> dict[str, Any]:
+    """The sizes of a model as config.json names them."""
     return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
         "hidden_size": config.embed_dim,
         "head_dim": config.head_dim,
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "num_hidden_layers": config.num_layers,
         "intermediate_size": config.mlp_dim,
-        "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_length,
+    }
+
+
+def config_fields(config: TransformerConfig) -> dict[str, Any]:
+    """The config.json of a Qwen2 model: what `parse_config` reads back, and what transformers wants to know."""
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        **shape_fields(config),
+        "vocab_size": config.vocab_size,
         "rope_theta": config.rope_theta,
         "rms_norm_eps": config.norm_eps,
         "hidden_act": "silu",

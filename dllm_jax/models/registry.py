@@ -123,6 +123,11 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     return _FAMILIES[model_type].parse_config(fields)
 
 
+def shape_fields(config: TransformerConfig) -> dict[str, Any]:
+    """The fields of config.json that a training may change: sizes, and the longest text."""
+    return _FAMILIES[config.family].shape_fields(config)
+
+
 def tensor_names(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
     """Our parameter path ("layers.0.attention.qkv") -> names of the Hugging Face tensors it is made of, in order."""
     names = {}

@@ -10,6 +10,7 @@ matrix products, so it moves no more memory, and compiles many times faster into
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -52,6 +53,7 @@ class TransformerConfig:
     kv_copies: int = 1  # of every key/value head, each with a part of its query heads; see `on_mesh`
     stacked: bool = False  # layers in one array per parameter, looped over
     quantize: str = ""  # "int8": matrices but the embedding in 8 bits
+    remat: bool = False  # layers are computed again in a backward pass
 
     @property
     def causal(self) -> bool:
@@ -233,7 +235,8 @@ class Transformer(nnx.Module):
         for index, layer in enumerate(self.layers):
             old = None if cache is None else cache[index]
             watching = watch if index >= first_watched else None
-            x, layer_keys, looks = layer(x, positions_BT, seen, cache=old, layer=None, watch=watching, **places)
+            run = _recomputed(layer) if self.config.remat else layer
+            x, layer_keys, looks = run(x, positions_BT, seen, cache=old, layer=None, watch=watching, **places)
             keys.append(layer_keys)
             found += [looks] if watching else []
         mean = jax.tree.map(lambda *each: sum(each) / len(each), *found) if found else None
@@ -247,6 +250,19 @@ class Transformer(nnx.Module):
         if self.head_scale is not None:
             logits_BTV = logits_BTV * weight(self.head_scale)[None, None]
         return constrain(logits_BTV, "batch", None, "vocab")
+
+
+def _recomputed(layer: Block) -> Callable[..., Any]:
+    """A layer of which a backward pass keeps the input alone."""
+    graphdef, params = nnx.split(layer)
+
+    def run(x: Float[Array, "B T D"], positions_BT: Int[Array, "B T"], seen: Visible, **how: Any) -> Any:
+        def on(params: nnx.State, x: Float[Array, "B T D"]) -> Any:
+            return nnx.merge(graphdef, params)(x, positions_BT, seen, **how)
+
+        return jax.checkpoint(on)(params, x)
+
+    return run
 
 
 def _scan(
@@ -272,7 +288,9 @@ def _scan(
 
         whole = len(layers) == config.num_layers
         some = params if whole else jax.tree.map(lambda leaf: leaf[layers.start : layers.stop], params)
-        return jax.lax.scan(run, carried, (some, jnp.arange(layers.start, layers.stop)))
+        return jax.lax.scan(
+            jax.checkpoint(run) if config.remat else run, carried, (some, jnp.arange(layers.start, layers.stop))
+        )
 
     if watch is None:
         (x, written), (made, _) = scanned((x, cache), range(config.num_layers), None)

@@ -14,6 +14,7 @@ class ModelSettings(Section):
     """Which diffusion model, and how it computes."""
 
     path: str = setting("llada-tiny", "folder of a Hugging Face or converted checkpoint, or the name of a bundled one")
+    adapter: str = setting("", "folder of a LoRA adapter in PEFT's layout, merged into the weights as they are loaded")
     preset: str = setting("", "random weights of a known shape instead of model.path, for benchmarks (llada_8b, ...)")
     dtype: str = setting(
         "auto",
@@ -32,6 +33,11 @@ class ModelSettings(Section):
     )
     eot_token_id: int = setting(-1, "token that ends a turn, besides EoS (-1: config.json's, else the tokenizer's)")
     verify: bool = setting(True, "check a converted checkpoint against its manifest before loading it")
+
+    def check(self, name: str, config: Any) -> None:
+        """Random weights have no adapter."""
+        if self.adapter and self.preset:
+            raise UsageError(f"{name}.adapter: expected none with {name}.preset {self.preset}, got {self.adapter!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,7 +276,13 @@ class BenchSettings(Section):
 
 @dataclasses.dataclass(frozen=True)
 class PlanSettings(Section):
-    """What `decode.plan` compiles for."""
+    """What `decode.plan` compiles, and for what."""
+
+    program: str = setting(
+        "",
+        "decode, or train for an experiment of train.diffusion (empty: what the experiment is for)",
+        choices=("", "decode", "train"),
+    )
 
     topology: str = setting(
         "",

@@ -1,6 +1,8 @@
 """Real processes on this machine with CPU devices: they give what one process gives, byte for byte, and end alike."""
 
 import json
+import re
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -9,7 +11,9 @@ import pytest
 
 from dllm_jax.checkpoints.load import ASSETS
 from tests.checkpoints.folders import one_layer
+from tests.checkpoints.peft import drawn, named, written
 from tests.distributed.processes import LIMIT, LOST, ended_well, finished, run, started
+from tests.training.commands import lines, weights
 
 pytestmark = pytest.mark.slow
 SHORT = ("--config=threshold", "decode.gen_length=32", "decode.batch_size=4")
@@ -28,6 +32,11 @@ TRAINED = (
     "train.log_every=2",
     "train.eval_every=4",
     "train.checkpoint_every=2",
+)
+DIFFUSION = (
+    *(f"network.{name}=0" for name in ("num_layers", "embed_dim", "num_heads", "mlp_dim")),
+    "network.scratch=false",
+    *(setting for setting in TRAINED if not setting.startswith("network.")),
 )
 FITTED = (
     "data.prompts=9",
@@ -62,6 +71,16 @@ def test_slots_are_refilled_over_two_processes(tmp_path: Path) -> None:
     job = (*SHORT, "decode.cache=none")
     ended_well(run("decode.run", *job, "mesh.data=1", "decode.refill=0", f"output.path={one}"))
     ended_well(run("decode.run", *job, "mesh.data=4", "decode.refill=0.25", f"output.path={two}", count=2))
+    assert two.read_bytes() == one.read_bytes()
+
+
+def test_an_adapter_over_two_processes(tmp_path: Path) -> None:
+    """On some of the devices, half of them of each process."""
+    one, two, folder = tmp_path / "one.jsonl", tmp_path / "two.jsonl", ASSETS / "llada-tiny"
+    adapter = written(tmp_path / "adapter", named(drawn(folder, ("q_proj", "v_proj", "attn_out", "ff_out"))))
+    job = (*SHORT, f"model.adapter={adapter}")
+    ended_well(run("decode.run", *job, "mesh.data=1", f"output.path={one}"))
+    ended_well(run("decode.run", *job, "mesh.tensor=2", f"output.path={two}", count=2))
     assert two.read_bytes() == one.read_bytes()
 
 
@@ -157,6 +176,44 @@ def test_a_verifier_of_two_processes(teacher: str, tmp_path: Path) -> None:
         tmp_path / "one" / "model.safetensors"
     ).read_bytes()
     assert {path.name for path in (tmp_path / "two.training").iterdir()} == {"metrics.jsonl", "tensorboard"}
+
+
+@pytest.mark.parametrize("way", [("train.microbatches=2", "train.ema=0.5"), ("lora.rank=2",)], ids=str)
+def test_a_diffusion_model_of_two_processes(teacher: str, tmp_path: Path, way: tuple[str, ...]) -> None:
+    for name, count, devices in (("one", 1, 2), ("two", 2, 1)):
+        job = (*DIFFUSION, *way, teacher, "mesh.fsdp=2", f"output.path={tmp_path / name}")
+        ended_well(run("train.diffusion", *job, count=count, devices=devices))
+    assert weights(tmp_path / "two") == weights(tmp_path / "one")
+    assert lines(tmp_path / "two.training") == lines(tmp_path / "one.training")
+
+
+@pytest.mark.parametrize(("count", "asked_to_end"), [(1, 0), (2, 1)])
+def test_a_training_that_is_asked_to_end_goes_on(teacher: str, tmp_path: Path, count: int, asked_to_end: int) -> None:
+    job = (
+        *DIFFUSION,
+        teacher,
+        "train.log_every=1",
+        "mesh.fsdp=2",
+        "train.steps=60",
+        "train.eval_every=60",
+        "train.checkpoint_every=50",
+    )
+    cut, whole, devices = tmp_path / "cut", tmp_path / "whole", 2 // count
+    metrics = tmp_path / "cut.training" / "metrics.jsonl"
+    with started("train.diffusion", *job, f"output.path={cut}", count=count, devices=devices) as processes:
+        while not (metrics.exists() and metrics.read_text()):
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.02)
+        processes[asked_to_end].send_signal(signal.SIGTERM)
+        ended = [finished(process) for process in processes]
+    assert [each.code for each in ended] == [0] * count, ended
+    told = re.fullmatch(r"stopped after step (\d+) of 60; .* to go on", ended[0].err.splitlines()[-1])
+    assert told, ended[0].err
+    assert lines(tmp_path / "cut.training")[-1]["step"] == int(told[1]) < 60
+    assert not cut.exists()
+    for output in (cut, whole):
+        ended_well(run("train.diffusion", *job, f"output.path={output}", count=count, devices=devices))
+    assert weights(cut) == weights(whole)
 
 
 def test_a_filter_of_two_and_of_four_processes(teacher: str, tmp_path: Path) -> None:

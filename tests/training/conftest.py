@@ -3,34 +3,17 @@
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dllm_jax import cli
 from dllm_jax.checkpoints.load import ASSETS
-from dllm_jax.training.verifier import train as training
-from dllm_jax.training.verifier.config import VerifierTraining
+from dllm_jax.training.diffusion import train as diffusion
+from dllm_jax.training.trainer import Trainer
+from dllm_jax.training.verifier import train as verifier
 from tests.checkpoints.folders import one_layer
-from train.verifier import main
-
-ROOT = Path(__file__).parents[2]
-FLAGS = (
-    "network.num_layers=1",
-    "network.embed_dim=16",
-    "network.mlp_dim=32",
-    "data.samples=100",
-    "data.eval_samples=5",
-    "decode.gen_length=16",
-    "decode.block_length=16",
-    "decode.batch_size=8",
-    "mesh.data=1",
-    "train.steps=6",
-    "train.batch_size=2",
-    "train.warmup_steps=1",
-    "train.log_every=2",
-    "train.eval_every=4",
-    "train.checkpoint_every=2",
-)
+from tests.training.commands import ROOT, SHORT, Command, Execute
 
 
 @pytest.fixture(scope="session")
@@ -40,37 +23,45 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def arguments(teacher: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def arguments(command: Command, teacher: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """Call it with settings: the command line of a short run that writes to tmp_path / "out"."""
 
-    def command(*settings: str) -> list[str]:
-        given = (*FLAGS, f"model.path={teacher}", f"output.path={tmp_path / 'out'}", *settings)
-        return ["train.verifier", *(f"--config.{setting}" for setting in given)]
+    def line(*settings: str) -> list[str]:
+        given = (*SHORT, *command.flags, f"model.path={teacher}", f"output.path={tmp_path / 'out'}", *settings)
+        return [command.module, *(f"--config.{setting}" for setting in given)]
 
-    return command
+    return line
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_trainer_for_equal_settings() -> Iterator[None]:
-    """Runs with the same settings share their compiled step."""
+    """Runs with the same settings share their compiled step, unless weights belong to it."""
+    shared = functools.cache(Trainer)
+
+    def make(*args: Any, **settings: Any) -> Trainer:
+        return (Trainer if settings.get("adapter") else shared)(*args, **settings)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "Trainer", functools.cache(training.Trainer))
+        for module in (diffusion, verifier):
+            patch.setattr(module, "Trainer", make)
         yield
 
 
 @pytest.fixture
-def execute(arguments: Callable[..., list[str]]) -> Callable[..., int]:
+def execute(command: Command, arguments: Callable[..., list[str]]) -> Execute:
     """Call it with settings: runs the command in this process and returns its exit code."""
 
     def run(*settings: str) -> int:
-        config = str(ROOT / "configs" / "train_verifier.py")
-        return cli.execute(main, arguments(*settings), description="", default_config=config, schema=VerifierTraining)
+        config = str(ROOT / "configs" / command.config)
+        return cli.execute(
+            command.main, arguments(*settings), description="", default_config=config, schema=command.schema
+        )
 
     return run
 
 
 @pytest.fixture
-def refused(execute: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(execute: Execute, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Call it with settings: the one error line of a run that must not start."""
 
     def line(*settings: str) -> str:
@@ -81,3 +72,19 @@ def refused(execute: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> 
         return err
 
     return line
+
+
+@pytest.fixture
+def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """Call it with the number of steps after which the machine fails; None for never."""
+    step = Trainer.step
+
+    def set_limit(steps: int | None) -> None:
+        def limited(self: Trainer, state: Any, batch: Any) -> Any:
+            if int(state.step) == steps:
+                raise RuntimeError("power cut")
+            return step(self, state, batch)
+
+        monkeypatch.setattr(Trainer, "step", limited)
+
+    return set_limit

@@ -12,7 +12,7 @@ from dllm_jax.data.packing import Batch
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import Model, random_model
 from dllm_jax.training import losses
-from dllm_jax.training.losses import AnswerSums, answer_sums
+from dllm_jax.training.losses import NextTokens, Sums
 from tests.training.tiny import SHAPE
 
 # Two samples in a row, then padding: prompt 0 1 with answer 2 0, prompt 1 with answer 1.
@@ -43,23 +43,23 @@ def model() -> Model:
 
 
 @jax.jit
-def sums_of(graphdef, params, batch: Batch) -> AnswerSums:
-    return answer_sums(nnx.merge(graphdef, params), batch)
+def sums_of(graphdef, params, batch: Batch) -> Sums:
+    return NextTokens().sums(nnx.merge(graphdef, params), batch)
 
 
 @pytest.mark.parametrize("logit_bytes", [2**28, 40, 1])
 def test_only_answer_tokens_count(monkeypatch: pytest.MonkeyPatch, logit_bytes: int) -> None:
     """The answer tokens: 2 after 1 (6/8, the likeliest), 0 after 2 (3/8, not the likeliest), 1 after 1 (1/8)."""
     monkeypatch.setattr(losses, "LOGIT_BYTES", logit_bytes)  # one slice, three, one token each
-    sums = answer_sums(Bigram(), ROW)
+    sums = NextTokens().sums(Bigram(), ROW)
     assert float(sums.tokens) == 3
     assert float(sums.correct) == 1
     assert float(sums.loss) == pytest.approx(-np.log(6 / 8 * 3 / 8 * 1 / 8), abs=1e-5)
 
 
 def test_a_row_of_padding_counts_nothing() -> None:
-    sums = answer_sums(Bigram(), Batch(*map(np.zeros_like, ROW)))
-    assert jax.tree.leaves(sums) == [0, 0, 0]
+    sums = NextTokens().sums(Bigram(), Batch(*map(np.zeros_like, ROW)))
+    assert jax.tree.leaves(sums) == [0, 0, 0, 0]
 
 
 def packed(*, answer_at: int, tokens: list[int], segments: list[int]) -> Batch:

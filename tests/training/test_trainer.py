@@ -1,23 +1,34 @@
 """The training step: what it learns, where its state lives, and that nothing but the seed decides it."""
 
 import dataclasses
+import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from dllm_jax.data.packing import training_batches
-from dllm_jax.mesh import make_mesh
+from dllm_jax.checkpoints import layout
+from dllm_jax.data.packing import Batch, Example, held_out_batches, training_batches
+from dllm_jax.mesh import batch_shardings, make_mesh
+from dllm_jax.models.model import computing
+from dllm_jax.models.transformer import TransformerConfig
+from dllm_jax.training.losses import NextTokens
 from dllm_jax.training.settings import TrainSettings
 from dllm_jax.training.trainer import Trainer, TrainState
 from tests.training.tiny import LENGTH, SETTINGS, SHAPE, counting
 
+DEEP = dataclasses.replace(SHAPE, num_layers=4, embed_dim=64, mlp_dim=256, head_dim=16)
 
-def trainer_on(mesh: Mesh, settings: TrainSettings = SETTINGS, dtype: type = jnp.float32) -> Trainer:
-    return Trainer(SHAPE, settings, mesh=mesh, dtype=jnp.dtype(dtype))
+
+def trainer_on(
+    mesh: Mesh, settings: TrainSettings = SETTINGS, dtype: type = jnp.float32, *, shape: TransformerConfig = SHAPE
+) -> Trainer:
+    return Trainer(shape, settings, mesh=mesh, dtype=jnp.dtype(dtype), objective=NextTokens())
 
 
 def trained(trainer: Trainer, steps: int) -> tuple[TrainState, list[float]]:
@@ -100,3 +111,71 @@ def test_master_weights_stay_in_float32() -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
     assert trainer.model(state).dtype == jnp.bfloat16
     assert np.isfinite(losses).all()
+
+
+def updated(batch: Batch, shape: TransformerConfig = SHAPE, **settings: Any) -> dict[str, np.ndarray]:
+    """What a first step makes of everything: its moments are the gradient in numbers that tell it apart."""
+    given = {"warmup_steps": 0, "clip": 1e9, **settings}
+    trainer = trainer_on(make_mesh(data=1), dataclasses.replace(SETTINGS, **given), shape=shape)
+    state, metrics = trainer.step(trainer.init(), batch)
+    moments = optax.tree.get(state.opt_state, "mu")
+    return {name: np.asarray(value) for name, value in (layout.flatten(moments) | metrics).items()}
+
+
+def uneven() -> Batch:
+    """Eight rows, of which one is empty and the others have 1 to 7 tokens that count."""
+    examples = [Example(np.arange(i, i + LENGTH, dtype=np.int32), LENGTH - i) for i in range(1, 8)]
+    (batch,) = held_out_batches(examples, length=LENGTH, batch_size=8)
+    assert sorted(batch.is_answer_BT.sum(axis=1)) == list(range(8))
+    return batch
+
+
+def assert_close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_parts_of_a_batch_give_the_gradient_of_the_whole() -> None:
+    batch = uneven()
+    whole = updated(batch)
+    assert whole["gradient_norm"] > 0.01
+    for parts in (2, 8):
+        assert_close(whole, updated(batch, microbatches=parts))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_layers_that_are_computed_again_give_the_same_gradient(stacked: bool) -> None:
+    batch, shape = uneven(), dataclasses.replace(SHAPE, num_layers=2, stacked=stacked)
+    assert_close(updated(batch, shape), updated(batch, shape, remat=True))
+
+
+def planned(*, fsdp: int = 1, remat: bool = False, stacked: bool = True) -> tuple[int, int]:
+    """Bytes on a device that a step's arguments take, and its temporaries, as the compiler plans them."""
+    settings = dataclasses.replace(SETTINGS, batch_size=16, remat=remat)
+    mesh = make_mesh(data=1, fsdp=fsdp)
+    trainer = trainer_on(mesh, settings, shape=dataclasses.replace(DEEP, stacked=stacked))
+    batch = next(training_batches(counting(100), length=LENGTH, batch_size=16, seed=0))
+    shapes = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        batch,
+        batch_shardings(batch, mesh),
+    )
+    with computing(mesh):
+        plan = trainer.step_on_mesh.lower(trainer.abstract, shapes, None).compile().memory_analysis()
+    assert plan.alias_size_in_bytes > 0.9 * plan.output_size_in_bytes  # the state is updated in place
+    return plan.argument_size_in_bytes, plan.temp_size_in_bytes
+
+
+def test_more_devices_of_fsdp_hold_less_each() -> None:
+    plans = [planned(fsdp=fsdp) for fsdp in (1, 2, 4, 8)]
+    for (more, behind), (less, ahead) in itertools.pairwise(plans):
+        assert less < 0.6 * more
+        assert less + ahead < 0.8 * (more + behind)
+
+
+@pytest.mark.parametrize(("stacked", "most"), [(False, 0.95), (True, 0.8)])
+def test_computing_layers_again_takes_less_memory(stacked: bool, most: float) -> None:
+    """Of a list the compiler for CPUs drops the barriers, and keeps much of what should be computed again."""
+    kept, again = (planned(remat=remat, stacked=stacked)[1] for remat in (False, True))
+    assert again < most * kept

@@ -1,6 +1,5 @@
 """What a verifier is worth: how well it predicts held-out answers, and how many tokens per forward it buys."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -14,6 +13,7 @@ from dllm_jax.decoding.generate import Decoder, decode_all
 from dllm_jax.errors import UsageError
 from dllm_jax.models.model import Model
 from dllm_jax.training.held_out import HeldOutPrompts
+from dllm_jax.training.losses import means
 from dllm_jax.training.trainer import Trainer, TrainState
 
 
@@ -64,8 +64,7 @@ class HeldOut:
             batch_size=self.trainer.settings.batch_size,
         )
         sums = jax.device_get([self.trainer.sums(state, batch) for batch in batches])
-        loss, correct, tokens = (math.fsum(values) for values in zip(*map(jax.tree.leaves, sums), strict=True))
-        return {"loss": loss / tokens, "token_accuracy": correct / tokens}
+        return means(sums)
 
     def _decode(self, verifier: Model) -> dict[str, float]:
         decoder = Decoder(self.model, self.config, verifier=verifier, end_ids=self.end_ids)

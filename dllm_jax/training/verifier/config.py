@@ -15,26 +15,7 @@ from dllm_jax.settings import (
     at_least,
     setting,
 )
-from dllm_jax.training.settings import TrainingOutput, TrainSettings, validate_train
-
-
-@dataclasses.dataclass(frozen=True)
-class DataSettings:
-    """What is learnt from, and what is held out."""
-
-    path: str = setting(
-        "", "JSONL file: prompt + answer, or messages that end with it (default: built-in tasks)", filled=True
-    )
-    samples: int = setting(60_000, "samples to draw of the built-in tasks, in equal parts and none held out")
-    on_error: str = setting("fail", "what a bad line does: stop, or be left out", choices=("fail", "skip"))
-    distill_path: str = setting(
-        "", "learn the diffusion model's own answers to the prompts: decoded into this JSONL file, or read from it"
-    )
-    eval_path: str = setting(
-        "", "JSONL file of held-out samples (default: the bundled ones, or lines of data.path)", filled=True
-    )
-    eval_samples: int = setting(125, "held-out samples to measure on; from data.path at most every tenth line")
-    length: int = setting(192, "tokens of a row, in which several samples are packed; a longer sample is an error")
+from dllm_jax.training.settings import CorpusSettings, TrainingOutput, TrainSettings, validate_train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +41,7 @@ class VerifierTraining:
 
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     tokenizer: TokenizerSettings = dataclasses.field(default_factory=TokenizerSettings)
-    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+    data: CorpusSettings = dataclasses.field(default_factory=CorpusSettings)
     network: NetworkSettings = dataclasses.field(default_factory=NetworkSettings)
     train: TrainSettings = dataclasses.field(default_factory=TrainSettings)
     output: TrainingOutput = dataclasses.field(default_factory=TrainingOutput)
@@ -84,9 +65,6 @@ class VerifierTraining:
         validate(self.distillation())
         validate(self.acceptance())
         validate_train(self.train)
-        for name in ("samples", "eval_samples"):
-            at_least(f"data.{name}", getattr(self.data, name), 1)
-        at_least("data.length", self.data.length, 2)
         _validate_network(self.network)
         if not self.output.path:
             raise UsageError("output.path: expected the folder to write the verifier to, got none")

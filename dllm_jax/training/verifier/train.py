@@ -1,7 +1,6 @@
 """Trains a verifier for a diffusion model: a small causal language model over the same token ids."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -20,21 +19,20 @@ from dllm_jax.data.outputs import IDENTITY
 from dllm_jax.data.packing import training_batches
 from dllm_jax.data.samples import Sample
 from dllm_jax.decoding.end_tokens import end_of_turn
-from dllm_jax.errors import UsageError
 from dllm_jax.identity import basis, digest, sources
-from dllm_jax.mesh import batch_multiple, make_mesh
 from dllm_jax.metrics import environment
 from dllm_jax.models import qwen2
 from dllm_jax.models.model import Model, computing
 from dllm_jax.models.transformer import TransformerConfig
 from dllm_jax.opening import open_text_model
+from dllm_jax.training import distill
+from dllm_jax.training.corpus import Corpus
 from dllm_jax.training.loop import fit
+from dllm_jax.training.losses import NextTokens
 from dllm_jax.training.run import METRICS, RunFolder, opened
-from dllm_jax.training.trainer import Trainer
-from dllm_jax.training.verifier import distill
+from dllm_jax.training.trainer import Trainer, training_mesh
 from dllm_jax.training.verifier.acceptance import HeldOut
 from dllm_jax.training.verifier.config import NetworkSettings, VerifierTraining
-from dllm_jax.training.verifier.corpus import Corpus
 
 NORM_EPS = 1e-6
 PATHS = ("path", "eval_path", "distill_path")  # of data: their content counts, not their names
@@ -64,10 +62,10 @@ def train(config: VerifierTraining) -> dict[str, Any]:
         UsageError: output, data, model, tokenizer or mesh do not work out.
     """
     with opened(config.output, _reads(config)) as run:
-        mesh = training_mesh(config)
+        mesh = training_mesh(config.mesh, config.train)
         corpus = Corpus(config.data, seed=config.train.seed)
         identity = _identity(config, corpus, mesh)
-        if metrics := run.begin(identity | _answers(config), reported={}):
+        if metrics := run.begin(identity | distill.digest(config.data.distill_path), reported={}):
             return metrics
         return _train(config, corpus, mesh, run=run, identity=identity)
 
@@ -82,6 +80,7 @@ def _train(
         config.train,
         mesh=mesh,
         dtype=teacher.model.dtype,
+        objective=NextTokens(),
     )
     evaluate = HeldOut(
         trainer,
@@ -98,11 +97,11 @@ def _train(
         batch_size=config.train.batch_size,
         seed=config.train.seed,
     )
-    identity = {**identity, **_answers(config)}
+    identity = {**identity, **distill.digest(config.data.distill_path)}
     hosts.meet()
     run.open(identity)
     with computing(mesh, precision=config.model.matmul_precision):
-        state, measured = fit(trainer, batches, run=run, evaluate=evaluate)
+        state, measured = fit(trainer, batches, run=run, evaluate=evaluate, first=trainer.init)
     metrics = {
         **measured,
         "seconds": time.perf_counter() - start,
@@ -133,21 +132,6 @@ def read(config: VerifierTraining, corpus: Corpus, mesh: Mesh) -> tuple[Teacher,
     teacher = open_teacher(config, mesh)
     end_id = end_of_turn(teacher.end_ids, teacher.codec, setting=config.model.eot_token_id)
     return teacher, *corpus.encode(teacher.codec, answers=answers, end_id=end_id)
-
-
-def training_mesh(config: VerifierTraining) -> Mesh:
-    """The mesh of the training.
-
-    Raises:
-        UsageError: there are not enough devices, or they do not divide the batch.
-    """
-    mesh = make_mesh(**dataclasses.asdict(config.mesh), batch_size=config.train.batch_size)
-    if config.train.batch_size % batch_multiple(mesh):
-        raise UsageError(
-            f"train.batch_size: expected a multiple of mesh.data * mesh.fsdp = {batch_multiple(mesh)}, "
-            f"got {config.train.batch_size}"
-        )
-    return mesh
 
 
 def open_teacher(config: VerifierTraining, mesh: Mesh) -> Teacher:
@@ -218,14 +202,3 @@ def _identity(config: VerifierTraining, corpus: Corpus, mesh: Mesh) -> dict[str,
         "prompts": digest(corpus.prompts, with_answers=not config.data.distill_path),
         "held_out": digest(corpus.held_out, with_answers=True),
     }
-
-
-def _answers(config: VerifierTraining) -> dict[str, str]:
-    """What belongs to the identity besides: the model's own answers, if they are wanted and there."""
-    return hosts.from_first(lambda: _answers_here(config))
-
-
-def _answers_here(config: VerifierTraining) -> dict[str, str]:
-    path = Path(config.data.distill_path)
-    is_there = config.data.distill_path and path.is_file()
-    return {"answers": hashlib.sha256(path.read_bytes()).hexdigest()} if is_there else {}

@@ -1,4 +1,4 @@
-"""What a verifier learns from and is measured on: the settings' samples, encoded."""
+"""What a model learns from and is measured on: the settings' samples, encoded."""
 
 from collections.abc import Sequence
 
@@ -7,13 +7,14 @@ import rich.progress
 from dllm_jax.data import samples, tasks
 from dllm_jax.data.prompts import BadLines, Prompt
 from dllm_jax.data.rows import Row
-from dllm_jax.data.samples import Sample
+from dllm_jax.data.samples import OwnAnswer, Sample
 from dllm_jax.data.text import TextCodec
 from dllm_jax.errors import UsageError
 from dllm_jax.progress import for_people
-from dllm_jax.training.verifier.config import DataSettings
-from dllm_jax.training.verifier.distill import answer_tokens
+from dllm_jax.training.distill import own_answer
+from dllm_jax.training.settings import CorpusSettings
 
+SHARES = {"equal": tasks.EQUAL_SHARES, "bundled": tasks.TRAINING_SHARES}
 HELD_OUT_SHARE = 10  # at most every tenth line of data.path is held out
 
 
@@ -28,13 +29,13 @@ class Corpus:
         UsageError: a file cannot be read, or a line is bad and data.on_error is fail.
     """
 
-    def __init__(self, data: DataSettings, *, seed: int) -> None:
+    def __init__(self, data: CorpusSettings, *, seed: int) -> None:
         self._data = data
         self._bad = BadLines(data.path or samples.BUILT_IN, data.on_error)
         if data.path:
             self.prompts = samples.read(data.path, self._bad, field="data.path", answers=not data.distill_path)
         else:
-            self.prompts = samples.built_in(data.samples, seed=seed)
+            self.prompts = samples.built_in(data.samples, seed=seed, shares=SHARES[data.shares], longer=data.longer)
         separate = data.eval_path or ("" if data.path else str(tasks.HELD_OUT))
         self._bad_held_out = BadLines(separate, "fail")
         self.held_out: list[Prompt] = []
@@ -55,7 +56,7 @@ class Corpus:
         Raises:
             UsageError: a sample is too long, or there are none.
         """
-        own = [None] * len(self.prompts) if answers is None else [answer_tokens(row) for row in answers]
+        own = [None] * len(self.prompts) if answers is None else [own_answer(row) for row in answers]
         learnt = self._encode(self.prompts, own, bad=self._bad, codec=codec, end_id=end_id)
         self._bad.report(good=len(learnt))
         held_out = self._encode(
@@ -69,7 +70,7 @@ class Corpus:
     def _encode(
         self,
         prompts: Sequence[Prompt],
-        answers: Sequence[list[int] | None],
+        answers: Sequence[OwnAnswer | None],
         *,
         bad: BadLines,
         codec: TextCodec,
@@ -81,3 +82,46 @@ class Corpus:
             with bad.line(prompt.line):
                 encoded.append(samples.encode(prompt, codec, answer=answer, end_id=end_id, length=self._data.length))
         return encoded
+
+
+class Texts:
+    """A `Corpus` of bare texts, without prompts: every piece of a text is a sample.
+
+    Args:
+        path: JSONL file of them (data.texts).
+        data: the other settings.
+    """
+
+    prompts: Sequence[Prompt] = ()
+    held_out: Sequence[Prompt] = ()
+
+    def __init__(self, path: str, data: CorpusSettings) -> None:
+        self._path, self._data = path, data
+
+    def encode(
+        self, codec: TextCodec, *, answers: Sequence[Row] | None, end_id: int
+    ) -> tuple[list[Sample], list[Sample]]:
+        """Pieces to learn from and held-out pieces, the latter at even distances; see `Corpus.encode`.
+
+        Args:
+            codec: of the diffusion model.
+            answers: none.
+            end_id: what ends a text.
+
+        Raises:
+            UsageError: the file cannot be read, a line is bad, or there is only one piece.
+        """
+        assert answers is None, "texts have no prompts"
+        bad = BadLines(self._path, self._data.on_error)
+        pieces = [
+            Sample(Prompt(index=place, line=place + 1, id=place, text=""), example)
+            for place, example in enumerate(
+                samples.read_texts(self._path, bad, codec, field="data.texts", end_id=end_id, length=self._data.length)
+            )
+        ]
+        if len(pieces) < 2:
+            raise UsageError(f"{self._path}: expected samples to learn from besides the held-out ones, got none")
+        count = min(self._data.eval_samples, max(1, len(pieces) // HELD_OUT_SHARE))
+        held_out = samples.spread(pieces, count)
+        reserved = {sample.prompt.index for sample in held_out}
+        return [piece for piece in pieces if piece.prompt.index not in reserved], held_out

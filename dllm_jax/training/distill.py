@@ -1,6 +1,7 @@
 """Distillation: the diffusion model's own answers, which is what a verifier will have to agree with."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from dllm_jax import hosts, jobs
 from dllm_jax.config import Config
 from dllm_jax.data.prompts import Prompt
 from dllm_jax.data.rows import Row
+from dllm_jax.data.samples import OwnAnswer
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import InputSettings, OutputSettings
 
@@ -37,9 +39,22 @@ def own_answers(prompts: Sequence[Prompt], config: Config, *, source: str, path:
     return _complete(hosts.from_first(lambda: list(outcome.rows)), path)
 
 
-def answer_tokens(row: Row) -> list[int]:
+def digest(path: str, *, name: str = "answers") -> dict[str, str]:
+    """What belongs to the identity of a training: the answers in a file, or texts, if they are wanted and there."""
+    return hosts.from_first(lambda: _digest(Path(path), name)) if path else {}
+
+
+def _digest(path: Path, name: str) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    with path.open("rb") as file:
+        return {name: hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def own_answer(row: Row) -> OwnAnswer:
     """The tokens of a decoded answer with the one that ends it; without one, if the answer filled the canvas."""
-    return row["output_ids"][: row["num_tokens"] + 1]
+    length = row["num_tokens"] + 1
+    return OwnAnswer(row["output_ids"][:length], row["commit_step"][:length])
 
 
 def _complete(rows: list[Row], path: Path) -> list[Row]:

@@ -1,0 +1,26 @@
+"""The bundled LLaDA taught canvases of up to 640 tokens; what it gains and loses by that is in docs/training.md."""
+
+from ml_collections import ConfigDict
+
+from dllm_jax.config import to_config_dict
+from dllm_jax.training.diffusion.config import DiffusionTraining
+
+
+def get_config() -> ConfigDict:
+    config = to_config_dict(DiffusionTraining())
+    config.network.max_length = 1152
+    config.data.update(samples=60_000, longer=0.15, length=640, buckets="96,128,160,256,384,512", shortest=64)
+    config.train.update(
+        steps=1300,
+        batch_size=32,
+        microbatches=4,
+        learning_rate=6e-4,
+        warmup_steps=50,
+        ema=0.99,
+        log_every=20,
+        eval_every=325,
+        checkpoint_every=25,
+    )
+    config.decode.update(gen_length=256, batch_size=32)
+    config.output.path = "out/train_tiny_long"
+    return config
