@@ -8,7 +8,7 @@ from dllm_jax.training.diffusion.config import DiffusionTraining
 
 def get_config() -> ConfigDict:
     config = to_config_dict(DiffusionTraining())
-    config.data.update(samples=20_000, shares="equal", length=160, distill_path="out/distill_parallel.answers.jsonl")
+    config.data.update(samples=20_000, shares="equal", length=192, distill_path="out/distill_parallel.answers.jsonl")
     config.objective.update(
         weighting="none", order="trajectory", block_length=32, certainty=1.0, certainty_temperature=0.5
     )
