@@ -5,7 +5,6 @@ usage: python -m decode.plan [--config=NAME|FILE] [--config.SECTION.FIELD=VALUE 
   python -m decode.plan --config=threshold --config.model.preset=llada_8b --config.decode.gen_length=256 \
       --config.plan.topology=v5e:2x4
   python -m decode.plan --config=threshold --config.plan.prompt_length=64,256 --config.output.path=plan.json
-
   python -m decode.plan --config=sft_llada --config.model.preset=llada_8b --config.mesh.fsdp=64 \
       --config.plan.topology=v5e:8x8
 

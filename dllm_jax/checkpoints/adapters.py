@@ -23,7 +23,7 @@ from dllm_jax.checkpoints import elsewhere, files, foreign, hf, layout
 from dllm_jax.errors import UsageError
 from dllm_jax.models.transformer import TransformerConfig
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = files.ADAPTER, "adapter_model.safetensors"
 PREFIX, FACTORS = "base_model.model.", (".lora_A.weight", ".lora_B.weight")  # PEFT's, around the name of a matrix
 
 # Fields of the configuration that would change what is computed, or which tensors there are.

@@ -37,7 +37,8 @@ NAMES_IN_ERRORS = 8
 PARTIAL, SUFFIX_LENGTH = "partial", 8  # TARGET.partial-1234abcd becomes TARGET when it is complete
 REMOVALS, REMOVAL_SECONDS = 50, 0.1
 IN_FLIGHT_BYTES = 2**30  # of host memory, beside the arrays themselves, that reading or writing weights may take
-MARKS = ("config.json", "filter.safetensors", "adapter_config.json")  # one of them is in every folder that we write
+ADAPTER = "adapter_config.json"  # of a LoRA adapter
+MARKS = ("config.json", "filter.safetensors", ADAPTER)  # one of them is in every folder that we write
 
 
 def abbreviate(names: list[str]) -> str:

@@ -22,7 +22,7 @@ HEAD_BYTES = 2**20
 SAMPLES, SAMPLE_BYTES = 64, 2**16
 TIME = "@"  # in the digest of a large file, before its modification time
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", MANIFEST)
-SETTINGS = ("config.json", "adapter_config.json", files.GENERATION, *files.TOKENIZER)
+SETTINGS = ("config.json", files.ADAPTER, files.GENERATION, *files.TOKENIZER)
 
 
 def fingerprint(places: Mapping[str, Path]) -> dict[str, str]:

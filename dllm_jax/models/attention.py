@@ -190,7 +190,7 @@ def _float64(q: jax.Array, k: jax.Array, v: jax.Array, seen: Visible) -> jax.Arr
 def _chunks(q: jax.Array, k: jax.Array, v: jax.Array, seen: Visible) -> jax.Array:
     """On CPUs: some queries at a time, whose scores stay in the processor's caches and are made again backwards.
 
-    Four times as fast as JAX's own for a training on canvases of 640 tokens, two cores.
+    On 640 tokens and two cores a quarter of the time of JAX's own, forward and backward together.
     """
     batch, queries, heads, head_dim = q.shape
     padding = -queries % CHUNK

@@ -1,4 +1,4 @@
-"""Distillation: the diffusion model's own answers, which is what a verifier will have to agree with."""
+"""Distillation: a diffusion model's own answers, to learn from; a verifier will have to agree with them."""
 
 import dataclasses
 import hashlib
@@ -12,8 +12,19 @@ from dllm_jax.data.rows import Row
 from dllm_jax.data.samples import OwnAnswer
 from dllm_jax.errors import UsageError
 from dllm_jax.settings import InputSettings, OutputSettings
+from dllm_jax.training.settings import CorpusSettings
 
 FIELD = "data.distill_path"
+
+
+def wanted_answers(
+    prompts: Sequence[Prompt], config: Config, *, data: CorpusSettings, overwrite: bool
+) -> list[Row] | None:
+    """`own_answers` of data.distill_path; None if that is empty."""
+    if not data.distill_path:
+        return None
+    path = Path(data.distill_path).resolve()
+    return own_answers(prompts, config, source=data.path, path=path, overwrite=overwrite)
 
 
 def own_answers(prompts: Sequence[Prompt], config: Config, *, source: str, path: Path, overwrite: bool) -> list[Row]:

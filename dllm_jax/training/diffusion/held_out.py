@@ -64,8 +64,8 @@ class HeldOut:
 
     def __call__(self, state: TrainState) -> Mapping[str, float]:
         """Loss and token accuracy behind masks; of prompts tokens per forward and, with scorers, accuracy too."""
-        numbered = [(draw, batch) for batch in self._batches for draw in range(DRAWS)]
-        sums = [self._trainer.sums(state, batch, number=number) for number, (_, batch) in enumerate(numbered)]
+        drawn = [batch for batch in self._batches for _ in range(DRAWS)]
+        sums = [self._trainer.sums(state, batch, number=number) for number, batch in enumerate(drawn)]
         measured = means(jax.device_get(sums))
         if not self._prompts.tokens:
             return measured

@@ -1,7 +1,6 @@
 """What a step of a training will take, compiled ahead of time from shapes alone (`decode.plan`)."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -91,12 +90,9 @@ def flops(config: DiffusionTraining, model: Model, rows: int, length: int) -> fl
 def obstacle(results: dict[str, Any]) -> str:
     """Why the plan does not fit and what takes less, in a line."""
     usable = results["usable_per_device"] or 0
-    needed: Sequence[tuple[int | None, ...]] = [
-        tuple(program[part] for part in planning.PARTS) for program in results["programs"]
-    ]
-    known = [sum(size for size in sizes if size) for sizes in needed]
-    length = results["programs"][max(range(len(known)), key=lambda i: known[i])][LENGTH]
+    known = {sum(program[part] or 0 for part in planning.PARTS): program[LENGTH] for program in results["programs"]}
+    most = max(known)
     return (
-        f"does not fit: with canvases of {length} tokens every device needs at least {told(max(known))} and has "
+        f"does not fit: with canvases of {known[most]} tokens every device needs at least {told(most)} and has "
         f"{told(usable)}; less is needed with more mesh.fsdp or train.microbatches, train.remat=true, or lora.rank"
     )

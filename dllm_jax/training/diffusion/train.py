@@ -77,12 +77,9 @@ def _train(
     config: DiffusionTraining, corpus: Corpus | Texts, mesh: Mesh, *, run: RunFolder, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
     begun = time.perf_counter()
-    answers = None
-    if config.data.distill_path:
-        path, overwrite = Path(config.data.distill_path).resolve(), config.output.overwrite
-        answers = distill.own_answers(
-            corpus.prompts, config.decoding(), source=config.data.path, path=path, overwrite=overwrite
-        )
+    answers = distill.wanted_answers(
+        corpus.prompts, config.decoding(), data=config.data, overwrite=config.output.overwrite
+    )
     model, start = open_start(config, mesh)
     end_id = end_of_turn(start.end_ids, start.codec, setting=config.model.eot_token_id)
     training, held_out = corpus.encode(start.codec, answers=answers, end_id=end_id)
@@ -268,9 +265,8 @@ def export(
     source = resolve(config.model.path)
     with files.new_folder(target, overwrite=config.output.overwrite) as folder:
         if config.lora.rank and not config.lora.merge:
-            factors = hosts.fetch(trainer.exported(state))
-            if hosts.is_first():
-                lora.save(folder, factors, trainer.config, alpha=config.lora.alpha, rslora=False, base=str(source))
+            factors = trainer.exported(state)
+            lora.save(folder, factors, trainer.config, alpha=config.lora.alpha, rslora=False, base=str(source))
         else:
             model = trainer.model(state)
             hf.write_tensors(model, folder)

@@ -122,13 +122,9 @@ def read(config: VerifierTraining, corpus: Corpus, mesh: Mesh) -> tuple[Teacher,
     Raises:
         UsageError: data, model or tokenizer do not work out.
     """
-    answers = None
-    if config.data.distill_path:
-        path = Path(config.data.distill_path).resolve()
-        overwrite = config.output.overwrite
-        answers = distill.own_answers(
-            corpus.prompts, config.distillation(), source=config.data.path, path=path, overwrite=overwrite
-        )
+    answers = distill.wanted_answers(
+        corpus.prompts, config.distillation(), data=config.data, overwrite=config.output.overwrite
+    )
     teacher = open_teacher(config, mesh)
     end_id = end_of_turn(teacher.end_ids, teacher.codec, setting=config.model.eot_token_id)
     return teacher, *corpus.encode(teacher.codec, answers=answers, end_id=end_id)
