@@ -9,17 +9,18 @@ from dllm_jax.training.diffusion.config import DiffusionTraining
 def get_config() -> ConfigDict:
     config = to_config_dict(DiffusionTraining())
     config.network.max_length = 1152
-    config.data.update(samples=60_000, longer=0.15, length=640, buckets="96,128,160,256,384,512", shortest=64)
+    config.data.update(samples=200_000, longer=0.05, length=640, buckets="96,128,160,224,320,448", shortest=64)
+    config.objective.padding_weight = 0.1
     config.train.update(
-        steps=1300,
+        steps=2500,
         batch_size=32,
-        microbatches=4,
-        learning_rate=6e-4,
+        microbatches=2,
+        learning_rate=1.5e-4,
         warmup_steps=50,
         ema=0.99,
-        log_every=20,
-        eval_every=325,
-        checkpoint_every=25,
+        log_every=50,
+        eval_every=500,
+        checkpoint_every=100,
     )
     config.decode.update(gen_length=256, batch_size=32)
     config.output.path = "out/train_tiny_long"

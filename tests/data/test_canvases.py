@@ -14,7 +14,7 @@ from dllm_jax.data.packing import Example
 from dllm_jax.errors import UsageError
 
 EOS = 99
-SETTINGS: dict[str, Any] = {"batch_size": 4, "seed": 0, "eos_id": EOS, "count_padding": True}
+SETTINGS: dict[str, Any] = {"batch_size": 4, "seed": 0, "eos_id": EOS, "padding_weight": 1.0}
 BUCKETED = SETTINGS | {"buckets": (8, 12, 16), "spread": True, "full_share": 0.5, "shortest": 6}
 PACKED = SETTINGS | {"length": 16, "most_padding": 3}
 
@@ -55,13 +55,13 @@ def test_a_full_canvas_has_eos_to_its_end_and_all_behind_the_prompt_may_be_maske
         [1] * 8,
         [0, 0, 2, 3, 4, 0, 0, 0],
     ]
-    assert [x.dtype for x in batch] == [np.int32, bool, bool, np.int32, np.int32, np.int32]
+    assert [x.dtype for x in batch] == [np.int32, bool, np.float32, np.int32, np.int32, np.int32]
 
 
 def test_padding_is_left_out_of_the_loss_if_asked_for() -> None:
-    batch = next(bucketed([example(10, 5)], buckets=(8,), full_share=1.0, batch_size=1, count_padding=False))
+    batch = next(bucketed([example(10, 5)], buckets=(8,), full_share=1.0, batch_size=1, padding_weight=0.0))
     assert batch.noised_BL[0].tolist() == [False] * 2 + [True] * 6
-    assert batch.counted_BL[0].tolist() == [False] * 2 + [True] * 3 + [False] * 3
+    assert batch.counts_BL[0].tolist() == [False] * 2 + [True] * 3 + [False] * 3
 
 
 def test_behind_the_end_of_a_canvas_nothing_is_attended_masked_or_counted() -> None:
@@ -184,8 +184,8 @@ def test_packed_rows_hold_canvases_apart_each_with_padding_of_its_own() -> None:
 
 def test_packed_rows_keep_the_order_and_may_leave_padding_out_of_the_loss() -> None:
     drawn = [example(0, 5, ordered=True)]
-    batch = next(packed(drawn, length=6, most_padding=1, count_padding=False))
-    for end, noised, counted, order in zip(ends(batch), batch.noised_BL, batch.counted_BL, batch.order_BL, strict=True):
+    batch = next(packed(drawn, length=6, most_padding=1, padding_weight=0.0))
+    for end, noised, counted, order in zip(ends(batch), batch.noised_BL, batch.counts_BL, batch.order_BL, strict=True):
         assert noised.tolist() == [False] * 2 + [True] * (end - 2) + [False] * (6 - end)
         assert counted.tolist() == [False] * 2 + [True] * 3 + [False]
         assert order.tolist() == [0, 0, 2, 3, 4, 0]
@@ -194,7 +194,7 @@ def test_packed_rows_keep_the_order_and_may_leave_padding_out_of_the_loss() -> N
 
 def test_held_out_samples_come_once_in_order_on_full_canvases() -> None:
     drawn = examples(10)
-    got = list(held_out_canvases(drawn, buckets=(8, 12, 16), batch_size=4, eos_id=EOS, count_padding=True))
+    got = list(held_out_canvases(drawn, buckets=(8, 12, 16), batch_size=4, eos_id=EOS, padding_weight=1.0))
     assert [batch.tokens_BL.shape for batch in got] == [(4, 8), (4, 8), (4, 12), (4, 16)]
     assert [first for batch in got for first in firsts(batch)] == [
         *(0, 100, 400, 500),
@@ -205,15 +205,15 @@ def test_held_out_samples_come_once_in_order_on_full_canvases() -> None:
     assert ends(got[1]) == [8, 8, 0, 0]
     for empty in (2, 3):
         assert [x[empty].tolist() for x in got[1]] == [[EOS] * 8, [False] * 8, [False] * 8, [0] * 8, [0] * 8, [0] * 8]
-    assert sum(int(batch.counted_BL.sum()) for batch in got) == 6 * 6 + 2 * 10 + 2 * 14
+    assert sum(int(batch.counts_BL.sum()) for batch in got) == 6 * 6 + 2 * 10 + 2 * 14
 
 
 def test_texts_without_a_prompt_are_masked_from_the_first_token() -> None:
     (batch,) = held_out_canvases(
-        [example(10, 3, prompt=0)], buckets=(4,), batch_size=1, eos_id=EOS, count_padding=False
+        [example(10, 3, prompt=0)], buckets=(4,), batch_size=1, eos_id=EOS, padding_weight=0.0
     )
     assert batch.noised_BL.all()
-    assert batch.counted_BL[0].tolist() == [True] * 3 + [False]
+    assert batch.counts_BL[0].tolist() == [True] * 3 + [False]
 
 
 def test_a_sample_as_long_as_the_largest_bucket_fits_and_a_longer_one_is_refused() -> None:
@@ -221,7 +221,7 @@ def test_a_sample_as_long_as_the_largest_bucket_fits_and_a_longer_one_is_refused
     with pytest.raises(UsageError, match=r"data\.buckets: expected room for 17 tokens.*got 16"):
         bucketed([example(0, 5), example(0, 17)])
     with pytest.raises(UsageError, match=r"data\.buckets: expected room for 17 tokens.*got 16"):
-        held_out_canvases([example(0, 17)], buckets=(8, 16), batch_size=1, eos_id=EOS, count_padding=True)
+        held_out_canvases([example(0, 17)], buckets=(8, 16), batch_size=1, eos_id=EOS, padding_weight=1.0)
     assert ends(next(packed([example(0, 16)]))) == [16] * 4
     with pytest.raises(UsageError, match=r"data\.length: expected room for 17 tokens.*got 16"):
         packed([example(0, 17)])

@@ -70,7 +70,9 @@ class ObjectiveSettings:
     """The masks and the loss."""
 
     least_noise: float = setting(1e-3, "lowest share of masks that is drawn (LLaDA's eps)", above=0, below=1)
-    count_padding: bool = setting(True, "the loss counts the EoS behind an answer, as LLaDA's does")
+    padding_weight: float = setting(
+        1.0, "of the EoS behind an answer beside its own tokens: 1 as in LLaDA's loss, 0: left out", least=0, most=1
+    )
     weighting: str = setting(
         "linear", "of the masked tokens: 1 / level as in LLaDA's bound, or none", choices=("linear", "none")
     )

@@ -27,7 +27,7 @@ class HeldOut:
         config: of the decoding.
         codec: the tokenizer, to score answers.
         end_ids: the tokens that end a text, EoS first.
-        count_padding: see `canvas_batches`.
+        padding_weight: see `canvas_batches`.
 
     Raises:
         UsageError: a prompt is too long to decode, or a reference answer would not pass its own test.
@@ -42,7 +42,7 @@ class HeldOut:
         config: Config,
         codec: TextCodec,
         end_ids: tuple[int, ...],
-        count_padding: bool,
+        padding_weight: float,
     ) -> None:
         self._trainer, self._config, self._end_ids = trainer, config, end_ids
         examples = [sample.example for sample in samples]
@@ -52,7 +52,7 @@ class HeldOut:
                 buckets=lengths,
                 batch_size=trainer.settings.batch_size,
                 eos_id=trainer.config.eos_id,
-                count_padding=count_padding,
+                padding_weight=padding_weight,
             )
         )
         asked = [sample for sample in samples if sample.example.prompt_length]

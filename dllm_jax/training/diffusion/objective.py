@@ -57,14 +57,14 @@ class MaskedTokens:
 
     def prepare(self, batch: Canvases, key: Array) -> Noised:
         """Draws a noise level for every sample, stratified over the batch, and masks tokens of its answer."""
-        tokens_BL, noised_BL, counted_BL, positions_BL, segments_BL, order_BL = map(jnp.asarray, batch)
+        tokens_BL, noised_BL, counts_BL, positions_BL, segments_BL, order_BL = map(jnp.asarray, batch)
         level_key, block_key, token_key = jax.random.split(key, 3)
         level_BL = self._levels(segments_BL, level_key)
         open_BL, behind_BL = self._open(noised_BL, segments_BL, block_key)
         masked_BL = open_BL & (self._draws(open_BL, order_BL, segments_BL, token_key) < level_BL)
-        counts_BL = (open_BL & counted_BL).astype(jnp.float32)
+        counts_BL = jnp.where(open_BL, counts_BL, 0).astype(jnp.float32)
         length_BL = _per_segment(jax.ops.segment_sum, counts_BL, segments_BL)
-        scale_BL = jnp.where(masked_BL & counted_BL, 1 / jnp.maximum(length_BL, 1), 0)
+        scale_BL = jnp.where(masked_BL, counts_BL, 0) / jnp.where(length_BL > 0, length_BL, 1)
         begins_BL = (positions_BL == 0) & (segments_BL > 0)
         return Noised(
             tokens_BL=jnp.where(masked_BL | behind_BL, self.mask_id, tokens_BL),

@@ -91,7 +91,7 @@ def _train(
         config=config.decoding(),
         codec=start.codec,
         end_ids=start.end_ids,
-        count_padding=config.objective.count_padding,
+        padding_weight=config.objective.padding_weight,
     )
     identity = {**identity, **distill.digest(config.data.distill_path)}
     hosts.meet()
@@ -228,7 +228,7 @@ def training_batches(
             seed=config.train.seed,
             eos_id=eos_id,
             most_padding=data.most_padding,
-            count_padding=objective.count_padding,
+            padding_weight=objective.padding_weight,
         )
     return canvas_batches(
         examples,
@@ -239,7 +239,7 @@ def training_batches(
         spread=data.spread,
         full_share=data.full_share,
         shortest=data.shortest,
-        count_padding=objective.count_padding,
+        padding_weight=objective.padding_weight,
     )
 
 

@@ -28,7 +28,7 @@ def canvases(rows: int, *, prompt: int = 3, answer: int = 5, end: int = 10) -> C
     return Canvases(
         tokens_BL=np.where(column < prompt + answer, 10 + column, EOS).astype(np.int32),
         noised_BL=noised,
-        counted_BL=noised,
+        counts_BL=noised,
         positions_BL=np.where(inside, column, 0).astype(np.int32),
         segments_BL=inside.astype(np.int32),
         order_BL=np.zeros((rows, LENGTH), np.int32),
@@ -115,8 +115,8 @@ def test_without_weighting_every_mask_counts_the_same() -> None:
 
 def test_padding_may_be_left_out_of_the_loss() -> None:
     batch = canvases(256)
-    counted = batch.counted_BL & (np.arange(LENGTH) < 8)
-    noised = prepared(batch._replace(counted_BL=counted))
+    counted = batch.counts_BL & (np.arange(LENGTH) < 8)
+    noised = prepared(batch._replace(counts_BL=counted))
     assert masked(noised)[:, 8:10].any()
     assert not np.asarray(noised.weight_BL)[:, 8:].any()
     assert np.allclose(np.asarray(noised.scale_BL)[masked(noised) & counted], 1 / 5)
@@ -193,9 +193,9 @@ def test_certainty_lowers_the_entropy_of_what_is_right_only() -> None:
 
 def test_only_masked_tokens_that_count_get_a_gradient() -> None:
     batch = canvases(8)
-    counted = batch.counted_BL & (np.arange(LENGTH) < 8)
+    counted = batch.counts_BL & (np.arange(LENGTH) < 8)
     objective = MaskedTokens(ObjectiveSettings(certainty=1.0), MASK)
-    noised = objective.prepare(batch._replace(counted_BL=counted), jax.random.key(1))
+    noised = objective.prepare(batch._replace(counts_BL=counted), jax.random.key(1))
     noised = dataclasses.replace(noised, target_BL=noised.target_BL % 4)
 
     def loss(logits: jax.Array) -> jax.Array:

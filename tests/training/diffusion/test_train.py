@@ -191,8 +191,8 @@ def test_a_run_is_finished_continued_or_refused(
     with pytest.raises(RuntimeError):
         execute()
     stop_after(None)
-    expected = "the interrupted run in out.training to have the same settings, got objective.count_padding True instead"
-    assert expected in refused("objective.count_padding=false")
+    expected = "the interrupted run in out.training to have the same settings, got objective.padding_weight 1.0 instead"
+    assert expected in refused("objective.padding_weight=0")
     assert "got lora.rank 0 instead of 2" in refused("lora.rank=2")
     assert execute() == 0
     first = capsys.readouterr().out
