@@ -18,7 +18,7 @@ from dllm_jax.decoding.generate import Decoder, decode_all
 from dllm_jax.decoding.policies.build import companions_of, every_companion
 from dllm_jax.decoding.state import DecodeResult
 from dllm_jax.errors import UsageError
-from dllm_jax.models.model import Model, computing
+from dllm_jax.models.model import Model, computing, with_causal_block
 
 __all__ = ["decode", "load_model", "logits"]
 
@@ -27,6 +27,7 @@ def logits(
     model: Model,
     tokens_BL: Int[np.ndarray, "B L"] | Sequence[Sequence[int]],
     valid_BL: Bool[np.ndarray, "B L"] | Sequence[Sequence[bool]] | None = None,
+    block_length: int | None = None,
 ) -> Float[np.ndarray, "B L V"]:
     """Raw logits of a forward pass, float32: unshifted, causal for autoregressive models.
 
@@ -34,12 +35,15 @@ def logits(
         model: from `load_model`.
         tokens_BL: token ids.
         valid_BL: False for padding, which no token attends to; positions count the valid tokens. Default: all valid.
+        block_length: of the mask of a model that is causal by blocks, counted from a row's first valid token; 0: every
+            token sees all others. Default: the model's.
 
     Raises:
         UsageError: an argument of another type or shape, an id outside the vocabulary, more valid tokens in a row than
             the model takes, or none.
     """
     _check_type(model, "model", Model, "a model from load_model")
+    model = _masked(model, block_length)
     rows, config = _rows(tokens_BL, "tokens_BL"), model.config
     _check_ids(rows, "tokens_BL", vocab_size=config.vocab_size)
     if len({len(row) for row in rows}) > 1:
@@ -52,6 +56,26 @@ def logits(
         raise UsageError(f"tokens_BL: expected rows of 1 to {config.max_length} valid tokens, got {wrong}")
     with computing(model.mesh):
         return np.asarray(_logits(model.graphdef, model.params, tokens, valid))
+
+
+def _masked(model: Model, block_length: int | None) -> Model:
+    """The model with the mask that is asked for.
+
+    Raises:
+        UsageError: it has only one, or that is no length.
+    """
+    if block_length is None:
+        return model
+    config = model.config
+    if type(block_length) is not int or block_length < 0:
+        raise UsageError(f"block_length: expected a number of at least 0, got {_shown(block_length)}")
+    if not config.block_causal and block_length != config.causal_block:
+        kind = "causal" if config.causal else "bidirectional"
+        raise UsageError(
+            f"block_length: expected none or {config.causal_block} (the {config.family} model is {kind}), "
+            f"got {block_length}"
+        )
+    return with_causal_block(model, block_length)
 
 
 @jax.jit

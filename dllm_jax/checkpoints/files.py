@@ -13,7 +13,7 @@ from typing import Any
 
 from dllm_jax import hosts
 from dllm_jax.errors import UsageError, naming
-from dllm_jax.models import registry
+from dllm_jax.models import registry, sdar
 from dllm_jax.models.fields import token_ids
 from dllm_jax.models.transformer import TransformerConfig
 from dllm_jax.places import folder_obstacle
@@ -84,10 +84,12 @@ def read_config(folder: Path) -> TransformerConfig:
         UsageError: no such file, a malformed one, or a model we cannot build.
     """
     path, generation_path = folder / "config.json", folder / GENERATION
-    fields = read_json(path)
+    fields = _read_fields(folder)
     generation = read_json(generation_path) if generation_path.is_file() else {}
     if fields.get("eos_token_id") is None:
         fields["eos_token_id"] = generation.get("eos_token_id")
+    if fields.get("mask_token_id") is None:
+        fields["mask_token_id"] = _tokenizers_mask(folder)
     try:
         config = registry.parse_config(fields)
     except UsageError as error:
@@ -107,9 +109,27 @@ def read_config(folder: Path) -> TransformerConfig:
     known, more = (_special_ids(file, config.vocab_size) for file in ((path, fields), (generation_path, generation)))
     if config.eos_id == config.mask_id:
         raise UsageError(f"{path}: expected another eos_token_id than the mask_token_id, got {config.eos_id} for both")
-    others = {token for ids in (known, more) for name in ENDS for token in ids[name]} - {config.eos_id}
+    named = {token for ids in (known, more) for name in ENDS for token in ids[name]}
+    others = {*config.other_end_ids, *named} - {config.eos_id}
     pads = {*known[PAD], *more[PAD]} - {config.eos_id}
     return dataclasses.replace(config, other_end_ids=tuple(sorted(others)), pad_ids=tuple(sorted(pads)))
+
+
+def _read_fields(folder: Path) -> dict[str, Any]:
+    """The fields of a folder's config.json; of SDAR also the block length, which its releases have in their name."""
+    fields = read_json(folder / "config.json")
+    block = sdar.block_of(str(folder)) if str(fields.get("model_type")).startswith("sdar") else None
+    return {"block_size": block} | fields if block else fields
+
+
+def _tokenizers_mask(folder: Path) -> int | None:
+    """The id of the token that the tokenizer beside a model calls its mask, in any brackets; None: no such one."""
+    settings, added = (folder / name for name in ("tokenizer_config.json", "added_tokens.json"))
+    tokens = read_json(settings).get("added_tokens_decoder") if settings.is_file() else None
+    named = {str(token.get("content")): id for id, token in tokens.items()} if tokens else {}
+    named |= read_json(added) if added.is_file() else {}
+    ids = {int(id) for name, id in named.items() if name.strip("<|>[]").lower() == "mask"}
+    return ids.pop() if len(ids) == 1 else None
 
 
 def _special_ids(file: tuple[Path, Mapping[str, Any]], vocab_size: int) -> dict[str, tuple[int, ...]]:
@@ -135,7 +155,7 @@ def copy_companions(source: Path, target: Path, *, patterns: tuple[str, ...] = C
 
 def write_config(source: Path, target: Path, *, dtype: str, changes: Mapping[str, Any] | None = None) -> None:
     """Copies config.json, with the dtype of the weights beside it where it names one, and fields that are others."""
-    fields = read_json(source / "config.json") | dict(changes or {})
+    fields = _read_fields(source) | dict(changes or {})
     fields |= {name: dtype for name in ("torch_dtype", "dtype") if name in fields}
     (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 

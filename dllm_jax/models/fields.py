@@ -6,6 +6,8 @@ from typing import Any
 
 from dllm_jax.errors import UsageError
 
+BLOCK_FIELDS = ("block_size", "bd_size")  # how long the blocks of a mask are
+
 
 def require(fields: Mapping[str, Any], names: Iterable[str]) -> None:
     """Refuses a config.json without the fields named.
@@ -19,8 +21,12 @@ def require(fields: Mapping[str, Any], names: Iterable[str]) -> None:
         raise UsageError(f"config.json: expected the field(s) {', '.join(missing)}, got none{hint}")
 
 
-def refuse_variants(fields: Mapping[str, Any]) -> None:
+def refuse_variants(fields: Mapping[str, Any], *, in_blocks: bool = False) -> None:
     """Refuses what would change the arithmetic of any family and is not built.
+
+    Args:
+        fields: of config.json.
+        in_blocks: the family's mask is causal by blocks, and may say how long they are.
 
     Raises:
         UsageError: naming the field.
@@ -32,8 +38,8 @@ def refuse_variants(fields: Mapping[str, Any]) -> None:
                 f"config.json field {name}: expected none, got {method!r} (quantised weights are not read: dequantise "
                 "the model and save it in bfloat16)"
             )
-    for name in ("block_size", "bd_size"):
-        if fields.get(name) is not None:
+    for name in BLOCK_FIELDS:
+        if not in_blocks and fields.get(name) is not None:
             raise UsageError(
                 f"config.json field {name}: expected none (every position attends to the whole canvas), got "
                 f"{fields[name]!r} (models of block diffusion are not supported)"
@@ -65,6 +71,31 @@ def rope_theta(fields: Mapping[str, Any]) -> float:
     if not 0 < base < math.inf:
         raise UsageError(f"config.json field rope_theta: expected a positive number, got {theta!r}")
     return base
+
+
+def block_length(fields: Mapping[str, Any], *, default: int) -> int:
+    """How long the blocks of a mask are that is causal by blocks.
+
+    Raises:
+        UsageError: something else than a positive number.
+    """
+    for name in BLOCK_FIELDS:
+        if (length := fields.get(name)) is not None:
+            if type(length) is not int or length < 1:
+                raise UsageError(f"config.json field {name}: expected a positive whole number, got {length!r}")
+            return length
+    return default
+
+
+def mask_id(fields: Mapping[str, Any], *, released: Mapping[int, int]) -> int | None:
+    """The [MASK] token: what config.json says, or the release's; None: it is not known.
+
+    Args:
+        fields: of config.json.
+        released: the mask of the releases, whose config.json does not name it, by the size of their vocabulary.
+    """
+    ids = token_ids(fields, "mask_token_id")
+    return ids[0] if ids else released.get(fields["vocab_size"])
 
 
 def number(fields: Mapping[str, Any], name: str, *, default: float) -> float:

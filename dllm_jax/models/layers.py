@@ -115,21 +115,28 @@ class RMSNorm(nnx.Module):
         self.scale = storage.parameter({"norm": dim}, nnx.initializers.ones)
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    def __call__(self, x: Float[Array, "B T *N D"]) -> Float[Array, "B T *N D"]:
         """Normalises the last axis."""
         x_wide = wide(x)
         normed = x_wide * jax.lax.rsqrt(jnp.mean(jnp.square(x_wide), axis=-1, keepdims=True) + self.eps)
-        return normed.astype(x.dtype) * self.scale[...][None, None, :]
+        return normed.astype(x.dtype) * self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
-def rotate(x: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"], *, theta: float) -> Float[Array, "B T N H"]:
+def rotate(
+    x: Float[Array, "B T N H"], positions_BT: Int[Array, "B T"], *, theta: float, rotary_dim: int = 0
+) -> Float[Array, "B T N H"]:
     """Rotary position embedding of the rotate-half form, computed in float32.
 
     Args:
         x: queries or keys.
         positions_BT: position of every token in its own row (0 = first real token; padding may hold anything).
         theta: base of the frequencies.
+        rotary_dim: how many of a head's first dimensions are rotated, by the frequencies of a head of that width; the
+            others pass as they are. 0: all.
     """
+    if rotary_dim and rotary_dim < x.shape[-1]:
+        turned = rotate(x[..., :rotary_dim], positions_BT, theta=theta)
+        return jnp.concatenate([turned, x[..., rotary_dim:]], axis=-1)
     half = x.shape[-1] // 2
     x_wide = wide(x)
     frequency_h = theta ** (-jnp.arange(half, dtype=x_wide.dtype) / half)
@@ -157,15 +164,20 @@ class Attention(nnx.Module):
         theta: float,
         bias: bool,
         storage: Storage,
+        norm_eps: float | None = None,
+        rotary_dim: int = 0,
     ) -> None:
         self.groups = groups
         self.theta = theta
+        self.rotary_dim = rotary_dim
         width, heads = {"embed": dim}, {"kv_heads": kv_heads, "qkv": groups + 2, "head_dim": head_dim}
         self.spec, sizes = "btd,dkgh->btkgh", width | heads
         if storage.layers:
             self.spec, sizes = "btd,kghd->btkgh", heads | width
         self.qkv, self.qkv_scale = storage.matrix(sizes, inputs=["embed"])
         self.qkv_bias = storage.parameter(heads, nnx.initializers.zeros) if bias else None
+        self.q_norm = None if norm_eps is None else RMSNorm(head_dim, eps=norm_eps, storage=storage)
+        self.k_norm = None if norm_eps is None else RMSNorm(head_dim, eps=norm_eps, storage=storage)
         self.out, self.out_scale = storage.matrix(heads | {"qkv": groups} | width, inputs=list(heads))
 
     def __call__(
@@ -187,8 +199,11 @@ class Attention(nnx.Module):
         qkv = constrain(qkv, "batch", None, "kv_heads", None, None)
         q, k, v = qkv[..., : self.groups, :], qkv[..., self.groups, :], qkv[..., self.groups + 1, :]
         batch, queries, kv_heads, groups, head_dim = q.shape
-        q = rotate(q.reshape(batch, queries, kv_heads * groups, head_dim), positions_BT, theta=self.theta)
-        own = LayerCache(k=rotate(k, positions_BT, theta=self.theta), v=v)
+        q = q.reshape(batch, queries, kv_heads * groups, head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = (rotate(x, positions_BT, theta=self.theta, rotary_dim=self.rotary_dim) for x in (q, k))
+        own = LayerCache(k=k, v=v)
         keys = own if cache is None else write(cache, own, start, kept_BT=kept_BT, layer=layer)
         here = own if cache is None else keys.of(layer)
         heads = attend(q, here.k, here.v, seen=seen).reshape(batch, queries, -1)

@@ -56,6 +56,20 @@ def abstract_model(config: TransformerConfig, *, dtype: jnp.dtype) -> tuple[Any,
     return nnx.split(nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0))))
 
 
+def with_causal_block(model: Model, block: int) -> Model:
+    """The model with another mask over the same weights, which no mask changes.
+
+    Args:
+        model: loaded, random, or of shapes.
+        block: the blocks that its mask is causal by; 1: causal, 0: every position sees all others.
+    """
+    if block == model.config.causal_block:
+        return model
+    config = dataclasses.replace(model.config, causal_block=block)
+    graphdef, _ = abstract_model(config, dtype=model.dtype)
+    return dataclasses.replace(model, config=config, graphdef=graphdef)
+
+
 def shape_model(config: TransformerConfig, *, dtype: jnp.dtype, mesh: Mesh) -> Model:
     """A model whose weights are only shapes on the mesh: programs compile with it, nothing is allocated."""
     config = on_mesh(config, mesh)

@@ -43,13 +43,17 @@ _NEEDED = (
 )
 
 
-def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
+def parse_config(fields: Mapping[str, Any], *, in_blocks: bool = False) -> TransformerConfig:
     """Reads the fields of a Qwen2 config.json.
+
+    Args:
+        fields: of config.json.
+        in_blocks: for a family of these layers whose mask is causal by blocks.
 
     Raises:
         UsageError: a field is missing, or asks for a variant that is not built.
     """
-    refuse_variants(fields)
+    refuse_variants(fields, in_blocks=in_blocks)
     require(fields, _NEEDED)
     _refuse_qwen_variants(fields)
     heads, dim = fields["num_attention_heads"], fields["hidden_size"]

@@ -5,22 +5,34 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
-from dllm_jax.models import dream, llada, qwen2
+from dllm_jax.models import dream, fast_dllm, llada, qwen2, qwen3, sdar
 from dllm_jax.models.transformer import TransformerConfig
 
-_FAMILIES = {"llada": llada, "Dream": dream, "qwen2": qwen2}  # by model_type
+FAMILIES: dict[str, Any] = {  # by model_type
+    "llada": llada,
+    "illada": llada,
+    "Dream": dream,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "sdar": sdar,
+    "Fast_dLLM_Qwen": fast_dllm,
+}
+
+# Families whose architecture says more than their model_type, by a part of it in small letters and digits.
+_ARCHITECTURES = {"sdar": "sdar", "fastdllm": "Fast_dLLM_Qwen", "qwen3": "qwen3"}
 
 # Families that are not supported, by a part of their model_type or architecture in small letters and digits.
 _OTHERS = {
     "llada2": "LLaDA 2 (mixture of experts)",
     "lladamoe": "LLaDA-MoE",
-    "illada": "iLLaDA",
     "lladav": "LLaDA-V",
     "mmada": "MMaDA",
-    "sdar": "SDAR",
-    "fastdllm": "Fast-dLLM v2",
+    "sdarmoe": "SDAR-MoE",
     "a2d": "a2d",
-    "qwen3": "Qwen3",
+    "qwen3moe": "Qwen3-MoE",
+    "qwen3vl": "Qwen3-VL",
+    "qwen3next": "Qwen3-Next",
+    "qwen3omni": "Qwen3-Omni",
     "qwen2moe": "Qwen2-MoE",
     "qwen2vl": "Qwen2-VL",
     "qwen25vl": "Qwen2.5-VL",
@@ -105,7 +117,7 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         UsageError: an unknown or unsupported model, or a missing field.
     """
     model_type, architectures = fields.get("model_type"), fields.get("architectures") or []
-    known = ", ".join(sorted(_FAMILIES))
+    known = ", ".join(sorted(FAMILIES))
     names = [str(name) for name in (model_type, *(architectures if isinstance(architectures, list) else []))]
     words = [re.sub("[^a-z0-9]", "", name.lower()) for name in names]
     others = [family for part, family in _OTHERS.items() if any(part in word for word in words)]
@@ -116,22 +128,25 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         raise UsageError(
             f"config.json: expected a model_type among {known}, got {others[0]}, which is not supported yet ({told})"
         )
-    if not isinstance(model_type, str) or model_type not in _FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UsageError(f"config.json field model_type: expected one of {known}, got {model_type!r}")
-    if model_type == "llada" and "d_model" not in fields and "hidden_size" in fields:
+    meant = [family for part, family in _ARCHITECTURES.items() if any(part in word for word in words[1:])]
+    if meant and model_type not in meant:
+        raise UsageError(f"config.json field model_type: expected {meant[0]} for {names[1]}, got {model_type!r}")
+    if FAMILIES[model_type] is llada and "d_model" not in fields and "hidden_size" in fields:
         raise UsageError("config.json: expected the fields of LLaDA (d_model, ...), got hidden_size: another family")
-    return _FAMILIES[model_type].parse_config(fields)
+    return FAMILIES[model_type].parse_config(fields)
 
 
 def shape_fields(config: TransformerConfig) -> dict[str, Any]:
     """The fields of config.json that a training may change: sizes, and the longest text."""
-    return _FAMILIES[config.family].shape_fields(config)
+    return FAMILIES[config.family].shape_fields(config)
 
 
 def tensor_names(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
     """Our parameter path ("layers.0.attention.qkv") -> names of the Hugging Face tensors it is made of, in order."""
     names = {}
-    for path, tensors in _FAMILIES[config.family].TENSOR_NAMES.items():
+    for path, tensors in FAMILIES[config.family].TENSOR_NAMES.items():
         if (path == "head" and config.tied_embeddings) or (path.endswith("qkv_bias") and not config.qkv_bias):
             continue
         for i in range(config.num_layers) if "{i}" in path else [0]:
@@ -141,13 +156,13 @@ def tensor_names(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
 
 def embedding_and_head(config: TransformerConfig) -> tuple[str, str]:
     """The names of the two tensors that are one in a tied model."""
-    names = _FAMILIES[config.family].TENSOR_NAMES
+    names = FAMILIES[config.family].TENSOR_NAMES
     return names["embedding"][0], names["head"][0]
 
 
 def count_layers(config: TransformerConfig, names: Iterable[str]) -> int:
     """How many layers a checkpoint has, by the names of its tensors."""
-    start = next(path for path in _FAMILIES[config.family].TENSOR_NAMES if "{i}" in path)
-    prefix = _FAMILIES[config.family].TENSOR_NAMES[start][0].partition("{i}")[0]
+    start = next(path for path in FAMILIES[config.family].TENSOR_NAMES if "{i}" in path)
+    prefix = FAMILIES[config.family].TENSOR_NAMES[start][0].partition("{i}")[0]
     indices = (name.removeprefix(prefix).partition(".")[0] for name in names if name.startswith(prefix))
     return 1 + max((int(index) for index in indices if index.isdecimal()), default=-1)

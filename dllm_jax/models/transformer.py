@@ -31,7 +31,7 @@ Carried = tuple[Float[Array, "B T D"], LayerCache | None]  # between layers
 class TransformerConfig:
     """Everything that decides a model's shapes and arithmetic; hashable, read from config.json by its family."""
 
-    family: str  # model_type in config.json: "llada", "Dream", "qwen2"
+    family: str  # one of `registry`: model_type in config.json, "llada_moe" for LLaDA-MoE
     num_layers: int
     embed_dim: int
     num_heads: int
@@ -43,8 +43,11 @@ class TransformerConfig:
     norm_eps: float
     max_length: int  # longest prompt + generation
     qkv_bias: bool = False
+    qk_norm: bool = False  # queries and keys are normalised head by head before they are rotated
+    rotary_dim: int = 0  # the first dimensions of a head, which are rotated; 0: all
     tied_embeddings: bool | None = False  # None: config.json does not say, what is stored decides
     causal_block: int = 0  # 0: a position sees all others; n: those up to the end of its block of n; 1: causal
+    block_causal: bool = False  # `causal_block` is the family's, and a decode may take another (`with_causal_block`)
     logit_shift: int = 0  # 1: a position is predicted by the hidden state of its left neighbour (Dream)
     mask_id: int | None = None  # the [MASK] token; None for autoregressive models
     eos_id: int  # end of text, also what fills the output behind it
@@ -105,6 +108,8 @@ class Block(nnx.Module):
             head_dim=config.head_dim,
             theta=config.rope_theta,
             bias=config.qkv_bias,
+            norm_eps=config.norm_eps if config.qk_norm else None,
+            rotary_dim=config.rotary_dim,
             storage=storage,
         )
         self.mlp_norm = RMSNorm(dim, eps=eps, storage=storage)

@@ -209,9 +209,7 @@ def test_held_out_samples_come_once_in_order_on_full_canvases() -> None:
 
 
 def test_texts_without_a_prompt_are_masked_from_the_first_token() -> None:
-    (batch,) = held_out_canvases(
-        [example(10, 3, prompt=0)], buckets=(4,), batch_size=1, eos_id=EOS, padding_weight=0.0
-    )
+    (batch,) = held_out_canvases([example(10, 3, prompt=0)], buckets=(4,), batch_size=1, eos_id=EOS, padding_weight=0.0)
     assert batch.noised_BL.all()
     assert batch.counts_BL[0].tolist() == [True] * 3 + [False]
 
