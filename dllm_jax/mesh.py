@@ -26,7 +26,8 @@ BATCH_AXES = ("data", "fsdp")
 WEIGHTS_SHARE = 0.7  # of a device's memory that weights may take; the rest is for keys, values and temporaries
 Rules = Mapping[str, str | tuple[str, ...]]  # logical axis -> axes of the mesh; any other logical axis is replicated
 ACTIVATIONS: Rules = {"batch": BATCH_AXES, "kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
-DECODING: Rules = {"kv_heads": "tensor", "mlp": "tensor", "vocab": "tensor"}  # parameters, also where a layer uses them
+# Parameters, also where a layer uses them.
+DECODING: Rules = {"kv_heads": "tensor", "mlp": "tensor", "experts": "tensor", "vocab": "tensor"}
 DECODING_SPLIT: Rules = {**DECODING, "embed": "fsdp"}
 TRAINING: Rules = {**DECODING_SPLIT, "vocab_embed": "fsdp"}
 

@@ -73,11 +73,12 @@ class Factors(NamedTuple):
 
 @functools.cache
 def matrices(config: TransformerConfig) -> dict[str, Matrix]:
-    """The matrices of a model by their Hugging Face names, without ".weight"."""
+    """The matrices of a model by their Hugging Face names, without ".weight"; of one with experts not the MLPs'."""
+    kinds = [kind for kind in layout.JOINABLE if not (config.experts and kind in ("gate_up", "down"))]
     return {
         name.removesuffix(".weight"): Matrix(path, place, (shape[0], shape[1]))
         for path, tensors in hf.expected_tensors(config).items()
-        if path.rpartition(".")[2] in layout.INPUTS
+        if path.rpartition(".")[2] in kinds
         for place, (name, shape) in enumerate(tensors.items())
     }
 

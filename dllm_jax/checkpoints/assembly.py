@@ -7,6 +7,7 @@ it is read, on the devices where it stays, so little more memory is used than th
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -60,7 +61,7 @@ class Assembly:
             path: its name, one of `shapes`.
             array: as `shapes` wants it.
         """
-        layer = _apart(path)[1] if self.config.stacked else None
+        layer = self._target(path)[1]
         for target, part in self.formed(path, array).items():
             if layer is None:
                 self._params[target] = part
@@ -82,11 +83,15 @@ class Assembly:
         """
         if not self._changes:
             return {path: array}
-        name, layer = _apart(path)
-        target, of_stack = (name, layer is not None) if self.config.stacked else (path, False)
+        target, layer = self._target(path)
+        name = _in_every_layer(target)
         if name not in self._programs:
-            self._programs[name] = self._program(name, target, of_stack=of_stack)
+            self._programs[name] = self._program(name, target, of_stack=layer is not None)
         return {target + suffix: part for suffix, part in self._programs[name](array).items()}
+
+    def _target(self, path: str) -> tuple[str, int | None]:
+        """Where a parameter of the checkpoint goes: the name of the model's, and its layer there if that is stacked."""
+        return layout.stack_place(path, apart=self.config.apart) if self.config.stacked else (path, None)
 
     def model(self, path: str) -> Model:
         """The model, when all of its parameters are there.
@@ -124,11 +129,9 @@ def _insert(stack: jax.Array, part: jax.Array, layer: int | jax.Array) -> jax.Ar
     return jax.lax.dynamic_update_index_in_dim(stack, part, layer, 0)
 
 
-def _apart(path: str) -> tuple[str, int | None]:
-    """The name that a parameter has in every layer, and its layer if it is in one: layers.attention.qkv, 3."""
-    first, _, rest = path.partition(".")
-    layer, _, rest = rest.partition(".")
-    return (f"{first}.{rest}", int(layer)) if first == "layers" else (path, None)
+def _in_every_layer(path: str) -> str:
+    """The name of a parameter without the number of its layer, if it has one: layers.attention.qkv."""
+    return re.sub(r"^(layers|first)\.\d+\.", r"\1.", path)
 
 
 def _shapes(config: TransformerConfig, *, dtype: np.dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,11 @@ class Tensor:
     offset: int
     dtype: str  # as safetensors names it
     shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of it."""
+        return math.prod(self.shape) * np.dtype(DTYPES[self.dtype]).itemsize
 
     def map(self) -> np.ndarray:
         """The tensor, memory-mapped."""
@@ -129,7 +134,14 @@ def read_tensors(folder: Path, config: TransformerConfig) -> tuple[TransformerCo
     found = {name: tensor for name, tensor in read_headers(folder).items() if not name.endswith(BUFFERS)}
     foreign.refuse_tensors(folder, {name: tensor.dtype for name, tensor in found.items()}, known=DTYPES)
     embedding, head = registry.embedding_and_head(config)
-    config = layout.settled(config, ["head"] if head in found else [])
+    config = layout.settled(
+        config,
+        {
+            path: np.dtype(DTYPES[found[names[0]].dtype])
+            for path, names in (registry.tensor_names(config) | {"head": (head,)}).items()
+            if names[0] in found
+        },
+    )
     if config.tied_embeddings and embedding not in found and head in found:
         found[embedding] = found.pop(head)  # one matrix: some tools keep the name that comes first
     layers = registry.count_layers(config, found)
@@ -142,23 +154,47 @@ def read_tensors(folder: Path, config: TransformerConfig) -> tuple[TransformerCo
         expected["head"] = {head: shapes[embedding]}
         shapes |= expected["head"]
     layout.check_shapes(folder, shapes, {name: tensor.shape for name, tensor in found.items()})
-    return config, {path: [found[name] for name in tensors] for path, tensors in expected.items()}
+    whole = {path: [found[name] for name in tensors] for path, tensors in expected.items()}
+    pieces = dict(zip(registry.tensor_names(config), _part_shapes(config), strict=True))
+    return config, {path: _pieces(some, pieces[path]) if path in pieces else some for path, some in whole.items()}
 
 
 def expected_tensors(config: TransformerConfig) -> dict[str, dict[str, tuple[int, ...]]]:
     """Our parameter path, as stored -> the names and shapes of its tensors."""
-    one = dataclasses.replace(config, num_layers=1, kv_copies=1, stacked=False, quantize="")  # all layers are alike
-    params = layout.flatten(abstract_model(one, dtype=np.dtype(np.float32))[1])
-    shapes = {path: layout.tensor_shapes(path, param.shape) for path, param in params.items()}
     return {
-        path: dict(zip(names, shapes[re.sub(r"^layers\.\d+", "layers.0", path)], strict=True))
-        for path, names in registry.tensor_names(config).items()
+        path: layout.whole_shapes(path, names, shapes)
+        for (path, names), shapes in zip(registry.tensor_names(config).items(), _part_shapes(config), strict=True)
     }
 
 
+def _part_shapes(config: TransformerConfig) -> Iterator[list[tuple[int, ...]]]:
+    """The shapes of the tensors of every parameter, those that are in one tensor each on its own."""
+    # Layers are alike, but for those with an MLP where others have experts: the first of each stands for all.
+    dense = [config.is_dense(layer) for layer in range(config.num_layers)]
+    alike = [dense.index(each) for each in dense]
+    some = dataclasses.replace(config, num_layers=max(alike) + 1, kv_copies=1, stacked=False, quantize="")
+    params = layout.flatten(abstract_model(some, dtype=np.dtype(np.float32))[1])
+    shapes = {path: layout.tensor_shapes(path, param.shape) for path, param in params.items()}
+    for path in registry.tensor_names(config):
+        yield shapes[re.sub(r"^layers\.(\d+)", lambda found: f"layers.{alike[int(found[1])]}", path)]
+
+
+def _pieces(tensors: Iterable[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Tensors taken apart into pieces of the shapes given, which lie behind each other in them."""
+    pieces, coming = [], iter(shapes)
+    for tensor in tensors:
+        offset, end = tensor.offset, tensor.offset + tensor.nbytes
+        while offset < end:
+            piece = dataclasses.replace(tensor, offset=offset, shape=next(coming))
+            pieces.append(piece)
+            offset += piece.nbytes
+    return pieces
+
+
 def stored_dtype(tensors: Mapping[str, list[Tensor]]) -> np.dtype:
-    """The dtype that holds every tensor exactly: theirs, unless they differ."""
-    return jnp.result_type(*{DTYPES[tensor.dtype] for group in tensors.values() for tensor in group})
+    """The dtype that holds every tensor exactly: theirs, unless they differ; biases of routers keep their own."""
+    plain = [group for path, group in tensors.items() if not path.endswith(layout.BIAS)]
+    return jnp.result_type(*{DTYPES[tensor.dtype] for group in plain for tensor in group})
 
 
 class _Begun(NamedTuple):
@@ -298,19 +334,19 @@ def refuse_quantized(config: TransformerConfig) -> None:
 
 def write_tensors(model: Model, target: Path, *, shard_bytes: int = SHARD_BYTES, track: Track = iter) -> None:
     """Writes the weights of a model, the first part of `export_hf`; with several processes, all come here."""
-    params = layout.flatten(model.params)
+    params, apart = layout.flatten(model.params), model.config.apart
     _, abstract = abstract_model(dataclasses.replace(model.config, stacked=False), dtype=model.dtype)
     shapes = {path: jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in layout.flatten(abstract).items()}
-    tracked = ((path, _of_list(params, path)) for path in track(list(shapes)))
+    tracked = ((path, _of_list(params, path, apart=apart)) for path in track(list(shapes)))
     write_params(tracked, target, config=model.config, shapes=shapes, shard_bytes=shard_bytes)
 
 
-def _of_list(params: Mapping[str, jax.Array], path: str) -> jax.Array:
-    """A parameter as a list of layers has it, from such parameters or from stacked ones."""
+def _of_list(params: Mapping[str, jax.Array], path: str, *, apart: int) -> jax.Array:
+    """A parameter as a list of layers has it, from such parameters or from stacked ones behind `apart` others."""
     if path in params:
         return params[path]
-    first, layer, rest = path.split(".", 2)
-    return layout.unstacked(path.rpartition(".")[2], params[f"{first}.{rest}"][int(layer)])
+    name, layer = layout.stack_place(path, apart=apart)
+    return params[name] if layer is None else layout.unstacked(path.rpartition(".")[2], params[name][layer])
 
 
 def write_params(
@@ -344,7 +380,9 @@ def write_params(
         tensors = {
             name: jax.ShapeDtypeStruct(shape, shapes[path].dtype)
             for path in paths
-            for name, shape in zip(names[path], layout.tensor_shapes(path, shapes[path].shape), strict=True)
+            for name, shape in layout.whole_shapes(
+                path, names[path], layout.tensor_shapes(path, shapes[path].shape)
+            ).items()
         }
         some = itertools.islice(coming, len(paths))
         split = (layout.split(path, np.asarray(hosts.fetch(param))) for path, param in some)

@@ -5,8 +5,9 @@ torch stores a Linear as [out, in]; ours are [in, out], with q, k, v and gate, u
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,7 +20,10 @@ from dllm_jax.checkpoints.files import abbreviate
 from dllm_jax.errors import UsageError
 from dllm_jax.models.transformer import TransformerConfig
 
-INPUTS = {"qkv": (0,), "out": (0, 1, 2), "gate_up": (0,), "down": (0,), "head": (0,)}  # axes that a matrix sums over
+EXPERTS = ("expert_gate", "expert_up", "expert_down")  # parameters that hold a matrix of every expert
+JOINABLE = {"qkv": (0,), "out": (0, 1, 2), "gate_up": (0,), "down": (0,), "head": (0,)}
+INPUTS = JOINABLE | dict.fromkeys(EXPERTS, (1,))  # axes that a matrix sums over
+BIAS = "router_bias"  # a parameter whose dtype may be another than the model's
 COPIED_ROWS = 64  # rows of a tensor transposed together: few enough for the processor's cache, twice as fast as all
 JOB_ELEMENTS = 2**21  # in the rows of a tensor that are copied by one job
 ALIGNMENT = 64  # bytes; the CPU devices of JAX take an array that starts at a multiple of it as it is, without a copy
@@ -70,9 +74,11 @@ def parts(path: str, array: np.ndarray) -> list[Part]:
             return [Part(np.moveaxis(array, -1, 0), (array.shape[-1], math.prod(array.shape[:-1])))]
         case "gate_up":  # [D, 2, F]
             return [Part(array[:, i].T, array[:, i].T.shape) for i in range(2)]
-        case "down" | "head":  # [F, D], [D, V]
+        case "down" | "head" | "router":  # [F, D], [D, V], [D, E]
             return [Part(array.T, array.T.shape)]
-        case "embedding" | "scale":
+        case "expert_gate" | "expert_up" | "expert_down":  # [E, D, F], [E, F, D]
+            return [Part(one.T, one.T.shape) for one in array]
+        case "embedding" | "scale" | "router_bias":
             return [Part(array, array.shape)]
     raise ValueError(f"no layout is known for the parameter {path}")
 
@@ -105,6 +111,9 @@ def fuse(
         The part, complete when all jobs have run.
     """
     index = index or (slice(None),) * len(shape)
+    if path.rpartition(".")[2] in EXPERTS:  # those of the part, whose tensors are others
+        tensors = tensors[index[0]]
+        shape, index = (len(tensors), *shape[1:]), (slice(None), *index[1:])
     array = _empty(tuple(len(range(*cut.indices(size))) for cut, size in zip(index, shape, strict=True)), dtype)
     boxes = tensor_boxes(path, shape, index)
     for part, tensor, box in zip(parts(path, array), tensors, boxes, strict=True):
@@ -176,6 +185,23 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
+def whole_shapes(path: str, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a parameter's tensors by name, where one tensor may be several of `tensor_shapes` in a row.
+
+    They lie behind each other in it: as its rows, those of different experts along an axis of their own.
+    """
+    whole: dict[str, tuple[int, ...]] = {}
+    for name, group in itertools.groupby(zip(names, shapes, strict=True), key=lambda pair: pair[0]):
+        own = [shape for _, shape in group]
+        if len(own) == 1:
+            whole[name] = own[0]
+        elif path.rpartition(".")[2] in EXPERTS:
+            whole[name] = (len(own), *own[0])
+        else:
+            whole[name] = (sum(shape[0] for shape in own), *own[0][1:])
+    return whole
+
+
 def split(path: str, array: np.ndarray) -> list[np.ndarray]:
     """The Hugging Face tensors of a parameter, contiguous."""
     return [np.ascontiguousarray(part.view.reshape(part.shape)) for part in parts(path, array)]
@@ -192,6 +218,10 @@ def joined(kind: str, tensors: Sequence[Array], config: TransformerConfig) -> Ar
     match kind:
         case "qkv":
             shape = (config.num_kv_heads, -1, config.head_dim, config.embed_dim)
+            if len(tensors) == 1:  # all in one
+                heads = (config.num_heads, config.num_kv_heads)
+                ends = [config.head_dim * count for count in itertools.accumulate(heads)]
+                tensors = jnp.split(tensors[0], ends)
             return jnp.moveaxis(jnp.concatenate([tensor.reshape(shape) for tensor in tensors], axis=1), -1, 0)
         case "out":
             return tensors[0].T.reshape(config.num_kv_heads, -1, config.head_dim, config.embed_dim)
@@ -228,6 +258,21 @@ def spread(kind: str, array: Array, *, groups: int, copies: int) -> Array:
         case "out":
             return jnp.moveaxis(dealt(jnp.moveaxis(array, -1, 0)), 0, -1)
     return array
+
+
+def stack_place(path: str, *, apart: int) -> tuple[str, int | None]:
+    """Where stacked layers hold a parameter of one: its name, and the index in its first axis; None: all of it.
+
+    Args:
+        path: "layers.3.attention.qkv", or one that belongs to no layer.
+        apart: layers in front of the stack (`TransformerConfig.apart`), which are a list of their own.
+    """
+    first, _, rest = path.partition(".")
+    number, _, rest = rest.partition(".")
+    if first != "layers":
+        return path, None
+    layer = int(number)
+    return (f"first.{layer}.{rest}", None) if layer < apart else (f"layers.{rest}", layer - apart)
 
 
 def stacked(kind: str, array: Array) -> Array:
@@ -270,16 +315,19 @@ def check_shapes(folder: Path, expected: dict[str, tuple[int, ...]], found: dict
         raise UsageError(f"{folder}: expected the tensors that config.json describes, got {'; '.join(told)}")
 
 
-def settled(config: TransformerConfig, stored: Collection[str]) -> TransformerConfig:
-    """The configuration with what config.json may not say, by the names of the parameters that are stored.
+def settled(config: TransformerConfig, stored: Mapping[str, Any]) -> TransformerConfig:
+    """The configuration with what config.json may not say, by the dtypes of the parameters that are stored.
 
-    The head is tied to the embedding if none is stored; matrices that have scales are in 8 bits.
+    The head is tied to the embedding if none is stored; matrices that have scales are in 8 bits; the biases of routers
+    stay in float32 if they are stored so.
     """
-    tied = config.tied_embeddings
+    tied, experts = config.tied_embeddings, config.experts
     quantize = "int8" if any(name.endswith("_scale") for name in stored) else ""
-    return dataclasses.replace(
-        config, tied_embeddings="head" not in stored if tied is None else tied, quantize=quantize
-    )
+    biases = {str(dtype) for name, dtype in stored.items() if name.endswith(BIAS)}
+    if experts and biases:
+        experts = dataclasses.replace(experts, bias_dtype="float32" if "float32" in biases else "")
+    tied = "head" not in stored if tied is None else tied
+    return dataclasses.replace(config, tied_embeddings=tied, quantize=quantize, experts=experts)
 
 
 def flatten(state: nnx.State) -> dict[str, Any]:

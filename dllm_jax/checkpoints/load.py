@@ -129,7 +129,7 @@ def open_checkpoint(
     config = files.read_config(folder)
     if converted:
         stored = store.stored_params(folder / PARAMS)
-        config = layout.settled(config, stored)
+        config = layout.settled(config, {name: array.dtype for name, array in stored.items()})
     else:
         config, tensors = hf.read_tensors(folder, config)
     platform = mesh.devices.flat[0].platform
@@ -159,7 +159,8 @@ def open_checkpoint(
 
 def tuned(config: TransformerConfig, *, platform: str, quantize: str = "") -> TransformerConfig:
     """The configuration in the form that suits a platform ("cpu", "gpu", "tpu") and `model.quantize`."""
-    return dataclasses.replace(config, stacked=platform == "tpu", quantize=quantize or config.quantize)
+    stacked = platform == "tpu" and config.stackable
+    return dataclasses.replace(config, stacked=stacked, quantize=quantize or config.quantize)
 
 
 def check_quantize(name: str) -> None:

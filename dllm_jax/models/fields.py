@@ -73,6 +73,34 @@ def rope_theta(fields: Mapping[str, Any]) -> float:
     return base
 
 
+def only(fields: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuses other values of fields than those of the releases; a field may be absent or null.
+
+    Raises:
+        UsageError: naming the field.
+    """
+    for name, value in expected.items():
+        got = fields.get(name)
+        if got is not None and got != value:
+            raise UsageError(f"config.json field {name}: expected {value!r} (the releases), got {got!r}")
+
+
+def check_heads(fields: Mapping[str, Any]) -> int:
+    """The number of key/value heads, where config.json names sizes as Qwen2's does.
+
+    Raises:
+        UsageError: the numbers of heads and the width do not divide each other.
+    """
+    heads, dim = fields["num_attention_heads"], fields["hidden_size"]
+    kv_heads = heads if fields.get("num_key_value_heads") is None else fields["num_key_value_heads"]
+    if heads % kv_heads or (not fields.get("head_dim") and dim % heads):
+        raise UsageError(
+            "config.json: expected num_attention_heads to divide hidden_size and num_key_value_heads to divide "
+            f"num_attention_heads, got hidden_size {dim}, num_attention_heads {heads}, num_key_value_heads {kv_heads}"
+        )
+    return kv_heads
+
+
 def block_length(fields: Mapping[str, Any], *, default: int) -> int:
     """How long the blocks of a mask are that is causal by blocks.
 

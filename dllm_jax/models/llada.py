@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
-from dllm_jax.models.fields import first_token_id, number, refuse_variants, require, rope_theta
+from dllm_jax.models.fields import first_token_id, number, only, refuse_variants, require, rope_theta
 from dllm_jax.models.transformer import TransformerConfig
 
 # Our parameter -> the tensors it is made of, in order; {i} is the layer.
@@ -64,10 +64,7 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     """
     refuse_variants(fields)
     require(fields, _NEEDED)
-    for name, expected in _ONLY.items():
-        got = fields.get(name)
-        if got is not None and got != expected:
-            raise UsageError(f"config.json field {name}: expected {expected!r} (the LLaDA releases), got {got!r}")
+    only(fields, _ONLY)
     tokens = fields["vocab_size"]
     rows = fields.get("embedding_size") or tokens
     if not 0 < tokens <= rows:

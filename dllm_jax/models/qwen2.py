@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
-from dllm_jax.models.fields import first_token_id, number, refuse_variants, require, rope_theta
+from dllm_jax.models.fields import check_heads, first_token_id, number, refuse_variants, require, rope_theta
 from dllm_jax.models.transformer import TransformerConfig
 
 # Our parameter -> the tensors it is made of, in order; {i} is the layer.
@@ -57,13 +57,7 @@ def parse_config(fields: Mapping[str, Any], *, in_blocks: bool = False) -> Trans
     require(fields, _NEEDED)
     _refuse_qwen_variants(fields)
     heads, dim = fields["num_attention_heads"], fields["hidden_size"]
-    kv_heads = heads if fields.get("num_key_value_heads") is None else fields["num_key_value_heads"]
-    head_dim = fields.get("head_dim")
-    if heads % kv_heads or (not head_dim and dim % heads):
-        raise UsageError(
-            "config.json: expected num_attention_heads to divide hidden_size and num_key_value_heads to divide "
-            f"num_attention_heads, got hidden_size {dim}, num_attention_heads {heads}, num_key_value_heads {kv_heads}"
-        )
+    kv_heads, head_dim = check_heads(fields), fields.get("head_dim")
     return TransformerConfig(
         family=fields["model_type"],
         num_layers=fields["num_hidden_layers"],

@@ -15,6 +15,12 @@ TENSOR_NAMES = qwen2.TENSOR_NAMES | {
     "layers.{i}.attention.q_norm.scale": ("model.layers.{i}.self_attn.q_norm.weight",),
     "layers.{i}.attention.k_norm.scale": ("model.layers.{i}.self_attn.k_norm.weight",),
 }
+EXPERT_NAMES = {  # of layers with experts, by the names of Qwen3-MoE; {e} is the expert
+    "layers.{i}.experts.router": ("model.layers.{i}.mlp.gate.weight",),
+    "layers.{i}.experts.expert_gate": ("model.layers.{i}.mlp.experts.{e}.gate_proj.weight",),
+    "layers.{i}.experts.expert_up": ("model.layers.{i}.mlp.experts.{e}.up_proj.weight",),
+    "layers.{i}.experts.expert_down": ("model.layers.{i}.mlp.experts.{e}.down_proj.weight",),
+}
 HEAD_DIM = 128  # where config.json does not say
 shape_fields = qwen2.shape_fields
 

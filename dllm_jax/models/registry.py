@@ -5,29 +5,37 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dllm_jax.errors import UsageError
-from dllm_jax.models import dream, fast_dllm, llada, qwen2, qwen3, sdar
+from dllm_jax.models import dream, fast_dllm, llada, llada2, llada_moe, qwen2, qwen3, sdar
 from dllm_jax.models.transformer import TransformerConfig
 
 FAMILIES: dict[str, Any] = {  # by model_type
     "llada": llada,
     "illada": llada,
+    "llada_moe": llada_moe,
+    "llada2_moe": llada2,
+    llada2.STACKED: llada2,
     "Dream": dream,
     "qwen2": qwen2,
     "qwen3": qwen3,
     "sdar": sdar,
+    sdar.MIXTURE: sdar,
     "Fast_dLLM_Qwen": fast_dllm,
 }
 
 # Families whose architecture says more than their model_type, by a part of it in small letters and digits.
-_ARCHITECTURES = {"sdar": "sdar", "fastdllm": "Fast_dLLM_Qwen", "qwen3": "qwen3"}
+_ARCHITECTURES = {
+    "llada2moe": ("llada2_moe", llada2.STACKED),
+    "lladamoe": ("llada", "llada_moe"),
+    "sdarmoe": ("sdar_moe",),
+    "sdarfor": ("sdar",),
+    "fastdllm": ("Fast_dLLM_Qwen",),
+    "qwen3for": ("qwen3",),
+}
 
 # Families that are not supported, by a part of their model_type or architecture in small letters and digits.
 _OTHERS = {
-    "llada2": "LLaDA 2 (mixture of experts)",
-    "lladamoe": "LLaDA-MoE",
     "lladav": "LLaDA-V",
     "mmada": "MMaDA",
-    "sdarmoe": "SDAR-MoE",
     "a2d": "a2d",
     "qwen3moe": "Qwen3-MoE",
     "qwen3vl": "Qwen3-VL",
@@ -37,6 +45,7 @@ _OTHERS = {
     "qwen2vl": "Qwen2-VL",
     "qwen25vl": "Qwen2.5-VL",
 }
+_MIXTURES = ("llada", "llada_moe", "llada2_moe", llada2.STACKED, sdar.MIXTURE)
 _EXPERTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 # Shapes of public models for benchmarks with random weights (`model.preset`).
@@ -121,7 +130,7 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
     names = [str(name) for name in (model_type, *(architectures if isinstance(architectures, list) else []))]
     words = [re.sub("[^a-z0-9]", "", name.lower()) for name in names]
     others = [family for part, family in _OTHERS.items() if any(part in word for word in words)]
-    if not others and any(fields.get(name) for name in _EXPERTS):
+    if not others and model_type not in _MIXTURES and any(fields.get(name) for name in _EXPERTS):
         others = ["mixture of experts"]
     if others:
         told = ", ".join(dict.fromkeys(names))
@@ -130,12 +139,15 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UsageError(f"config.json field model_type: expected one of {known}, got {model_type!r}")
-    meant = [family for part, family in _ARCHITECTURES.items() if any(part in word for word in words[1:])]
-    if meant and model_type not in meant:
-        raise UsageError(f"config.json field model_type: expected {meant[0]} for {names[1]}, got {model_type!r}")
-    if FAMILIES[model_type] is llada and "d_model" not in fields and "hidden_size" in fields:
+    meant = [families for part, families in _ARCHITECTURES.items() if any(part in word for word in words[1:])]
+    if meant and model_type not in meant[0]:
+        raise UsageError(f"config.json field model_type: expected {meant[0][0]} for {names[1]}, got {model_type!r}")
+    family = FAMILIES[model_type]
+    if family is llada and fields.get("num_experts"):
+        family = llada_moe
+    if family is llada and "d_model" not in fields and "hidden_size" in fields:
         raise UsageError("config.json: expected the fields of LLaDA (d_model, ...), got hidden_size: another family")
-    return FAMILIES[model_type].parse_config(fields)
+    return family.parse_config(fields)
 
 
 def shape_fields(config: TransformerConfig) -> dict[str, Any]:
@@ -147,11 +159,33 @@ def tensor_names(config: TransformerConfig) -> dict[str, tuple[str, ...]]:
     """Our parameter path ("layers.0.attention.qkv") -> names of the Hugging Face tensors it is made of, in order."""
     names = {}
     for path, tensors in FAMILIES[config.family].TENSOR_NAMES.items():
-        if (path == "head" and config.tied_embeddings) or (path.endswith("qkv_bias") and not config.qkv_bias):
-            continue
         for i in range(config.num_layers) if "{i}" in path else [0]:
-            names[path.format(i=i)] = tuple(name.format(i=i) for name in tensors)
+            if _has(config, path, layer=i):
+                names[path.format(i=i)] = tuple(name for each in tensors for name in _expanded(each, i, config))
     return names
+
+
+def _has(config: TransformerConfig, path: str, *, layer: int) -> bool:
+    """Whether a model has a parameter that its family may have."""
+    experts, kind = config.experts, path.rpartition(".")[2]
+    if ".mlp." in path:
+        return config.is_dense(layer)
+    if ".experts." in path:
+        in_layer = experts is not None and not config.is_dense(layer)
+        wanted = {"router_bias": experts and experts.biased, "down": experts and experts.shared_dim}
+        return in_layer and bool(wanted.get("down" if ".shared." in path else kind, True))
+    if "_norm" in path and ".attention." in path:
+        return config.qk_norm
+    return {"head": not config.tied_embeddings, "qkv_bias": config.qkv_bias}.get(kind, True)
+
+
+def _expanded(name: str, layer: int, config: TransformerConfig) -> list[str]:
+    """The names that a pattern stands for in a layer: one, or one for every expert; stacked ones have the same."""
+    if "{e}" not in name or config.experts is None:
+        return [name.format(i=layer)]
+    if config.experts.stacked_files:
+        name = name.replace(".{e}", "").removesuffix(".weight")
+    return [name.format(i=layer, e=expert) for expert in range(config.experts.count)]
 
 
 def embedding_and_head(config: TransformerConfig) -> tuple[str, str]:

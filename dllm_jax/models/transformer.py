@@ -10,7 +10,7 @@ matrix products, so it moves no more memory, and compiles many times faster into
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dllm_jax.mesh import constrain
 from dllm_jax.models.attention import Looks, Visible, Watch, visible
 from dllm_jax.models.cache import Cache, LayerCache
+from dllm_jax.models.experts import WHOLE, Experts, ExpertSettings
 from dllm_jax.models.layers import Attention, RMSNorm, Storage, SwiGLU, weight
 
 Carried = tuple[Float[Array, "B T D"], LayerCache | None]  # between layers
@@ -45,6 +46,7 @@ class TransformerConfig:
     qkv_bias: bool = False
     qk_norm: bool = False  # queries and keys are normalised head by head before they are rotated
     rotary_dim: int = 0  # the first dimensions of a head, which are rotated; 0: all
+    experts: ExpertSettings | None = None  # instead of the MLP, but for some layers; None: all layers have an MLP
     tied_embeddings: bool | None = False  # None: config.json does not say, what is stored decides
     causal_block: int = 0  # 0: a position sees all others; n: those up to the end of its block of n; 1: causal
     block_causal: bool = False  # `causal_block` is the family's, and a decode may take another (`with_causal_block`)
@@ -62,6 +64,21 @@ class TransformerConfig:
     def causal(self) -> bool:
         """Whether a position sees itself and those before it only."""
         return self.causal_block == 1
+
+    def is_dense(self, layer: int) -> bool:
+        """Whether a layer has an MLP, not experts."""
+        return self.experts is None or layer in self.experts.dense_layers
+
+    @property
+    def apart(self) -> int:
+        """Layers in front of those that are stacked: those with an MLP where the others have experts."""
+        return len(self.experts.dense_layers) if self.experts and self.stacked else 0
+
+    @property
+    def stackable(self) -> bool:
+        """Whether layers that are not alike come first, so that the others can be looped over."""
+        dense = self.experts.dense_layers if self.experts else ()
+        return dense == tuple(range(len(dense))) and len(dense) < self.num_layers
 
     @property
     def stored_kv_heads(self) -> int:
@@ -96,9 +113,9 @@ def on_mesh(config: TransformerConfig, mesh: Mesh | AbstractMesh) -> Transformer
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and MLP with residual connections."""
+    """Pre-norm attention and MLP, or experts, with residual connections."""
 
-    def __init__(self, config: TransformerConfig, storage: Storage) -> None:
+    def __init__(self, config: TransformerConfig, storage: Storage, *, dense: bool) -> None:
         dim, eps = config.embed_dim, config.norm_eps
         self.attention_norm = RMSNorm(dim, eps=eps, storage=storage)
         self.attention = Attention(
@@ -113,7 +130,14 @@ class Block(nnx.Module):
             storage=storage,
         )
         self.mlp_norm = RMSNorm(dim, eps=eps, storage=storage)
-        self.mlp = SwiGLU(dim, hidden_dim=config.mlp_dim, storage=storage)
+        self.mlp: SwiGLU | None = None
+        self.experts: Experts | None = None
+        if dense or config.experts is None:
+            self.mlp = nnx.data(SwiGLU(dim, hidden_dim=config.mlp_dim, storage=storage))
+        else:
+            made = Experts(dim, settings=config.experts, differentiable=config.remat, storage=storage)
+            self.experts = nnx.data(made)
+        self.apart = config.apart
 
     def __call__(
         self,
@@ -139,7 +163,13 @@ class Block(nnx.Module):
             watch=watch,
         )
         x = constrain(x + attended, "batch", None, None)
-        return constrain(x + self.mlp(self.mlp_norm(x)), "batch", None, None), keys, looks
+        normed = self.mlp_norm(x)
+        if self.mlp is not None:
+            made = self.mlp(normed)
+        else:
+            assert self.experts is not None
+            made = self.experts(normed, layer=None if layer is None else layer - self.apart)
+        return constrain(x + made, "batch", None, None), keys, looks
 
 
 class Transformer(nnx.Module):
@@ -151,11 +181,14 @@ class Transformer(nnx.Module):
         once = Storage(dtype=dtype, rngs=rngs, quantize=config.quantize)
         dim, rows = config.embed_dim, config.vocab_size
         self.embedding = once.parameter({"vocab": rows, "vocab_embed": dim}, init)
+        self.first = nnx.List([Block(config, once, dense=True) for _ in range(config.apart)])
         self.layers: Block | nnx.List[Block]
         if config.stacked:
-            self.layers = Block(config, dataclasses.replace(once, layers=config.num_layers))
+            stack = dataclasses.replace(once, layers=config.num_layers - config.apart)
+            self.layers = Block(config, stack, dense=config.experts is None)
         else:
-            self.layers = nnx.List([Block(config, once) for _ in range(config.num_layers)])
+            dense = map(config.is_dense, range(config.num_layers))
+            self.layers = nnx.List([Block(config, once, dense=each) for each in dense])
         self.final_norm = RMSNorm(dim, eps=config.norm_eps, storage=once)
         self.head: nnx.Param | None = None
         self.head_scale: nnx.Param | None = None
@@ -232,7 +265,8 @@ class Transformer(nnx.Module):
         keys: Cache
         if isinstance(self.layers, Block):
             assert not isinstance(cache, list), "stacked layers have one cache"
-            x, keys, looks = _scan(self.layers, x, positions_BT, seen, cache, config=self.config, watch=watch, **places)
+            how: dict[str, Any] = {"config": self.config, "watch": watch, **places}
+            x, keys, looks = _stacked(self.first, self.layers, x, positions_BT, seen, cache, **how)
             return self.final_norm(x), keys, looks
         assert not isinstance(cache, LayerCache), "every layer of a list has a cache"
         keys, found = [], []
@@ -243,9 +277,8 @@ class Transformer(nnx.Module):
             run = _recomputed(layer) if self.config.remat else layer
             x, layer_keys, looks = run(x, positions_BT, seen, cache=old, layer=None, watch=watching, **places)
             keys.append(layer_keys)
-            found += [looks] if watching else []
-        mean = jax.tree.map(lambda *each: sum(each) / len(each), *found) if found else None
-        return self.final_norm(x), keys, mean
+            found += [looks] if looks is not None else []
+        return self.final_norm(x), keys, _mean(found)
 
     def unembed(self, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of the positions given, accumulated and returned in float32 (float64 for a float64 model)."""
@@ -270,7 +303,13 @@ def _recomputed(layer: Block) -> Callable[..., Any]:
     return run
 
 
-def _scan(
+def _mean(looks: Sequence[Looks]) -> Looks | None:
+    """Of several layers; None of none."""
+    return jax.tree.map(lambda *each: sum(each) / len(each), *looks) if looks else None
+
+
+def _stacked(
+    first: Iterable[Block],
     stack: Block,
     x: Float[Array, "B T D"],
     positions_BT: Int[Array, "B T"],
@@ -281,29 +320,44 @@ def _scan(
     watch: Watch | None,
     **places: Array | None,
 ) -> tuple[Float[Array, "B T D"], LayerCache, Looks | None]:
-    """Stacked layers, one after the other; returns their output, their keys and values, and the attention watched."""
-    graphdef, params = nnx.split(stack)
+    """Layers with one cache: some in front that are not alike, then stacked ones, one after the other.
+
+    Returns:
+        Their output, their keys and values, and the attention watched.
+    """
+    first_watched = config.num_layers - (watch.layers if watch else 0)
+    made, looks = [], []
+    for index, block in enumerate(first):
+        watching = watch if index >= first_watched else None
+        layer = None if cache is None else jnp.int32(index)
+        run = _recomputed(block) if config.remat else block
+        x, keys, seen_here = run(x, positions_BT, seen, cache=cache, layer=layer, watch=watching, **places)
+        cache = None if cache is None else keys
+        made += [jax.tree.map(lambda leaf: leaf[None], keys)] if cache is None else []
+        looks += [seen_here] if seen_here is not None else []
+    split: Any = nnx.split(stack, lambda path, _: str(path[-1]).startswith(WHOLE), ...)
+    graphdef, whole, params = split
 
     def scanned(carried: Carried, layers: range, watching: Watch | None) -> tuple[Carried, Any]:
         def run(carried: Carried, one: tuple[nnx.State, Int[Array, ""]]) -> tuple[Carried, Any]:
             (x, cache), (params, layer) = carried, one
-            block = nnx.merge(graphdef, params)
+            block = nnx.merge(graphdef, whole, params)
             x, keys, looks = block(x, positions_BT, seen, cache=cache, layer=layer, watch=watching, **places)
             return ((x, None), (keys, looks)) if cache is None else ((x, keys), (None, looks))
 
-        whole = len(layers) == config.num_layers
-        some = params if whole else jax.tree.map(lambda leaf: leaf[layers.start : layers.stop], params)
+        cut = slice(layers.start - config.apart, layers.stop - config.apart)
+        some = params if layers == all_of_them else jax.tree.map(lambda leaf: leaf[cut], params)
         return jax.lax.scan(
             jax.checkpoint(run) if config.remat else run, carried, (some, jnp.arange(layers.start, layers.stop))
         )
 
-    if watch is None:
-        (x, written), (made, _) = scanned((x, cache), range(config.num_layers), None)
-        keys = made if cache is None else written
-        assert keys is not None
-        return x, keys, None
-    first = config.num_layers - watch.layers
-    carried, (before, _) = scanned((x, None), range(first), None)
-    (x, _), (behind, looks) = scanned(carried, range(first, config.num_layers), watch)
-    keys = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, behind)
-    return x, keys, jax.tree.map(lambda each: each.mean(axis=0), looks)
+    all_of_them = range(config.apart, config.num_layers)
+    middle = max(first_watched, config.apart)
+    for layers, watching in ((range(config.apart, middle), None), (range(middle, config.num_layers), watch)):
+        if not layers:
+            continue
+        (x, cache), (own, seen_by_each) = scanned((x, cache), layers, watching)
+        made += [] if own is None else [own]
+        looks += [jax.tree.map(lambda each, at=at: each[at], seen_by_each) for at in range(len(layers)) if watching]
+    keys = cache if cache is not None else jax.tree.map(lambda *each: jnp.concatenate(each), *made)
+    return x, keys, _mean(looks)

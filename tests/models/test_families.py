@@ -23,6 +23,7 @@ from tests.traces import GOLDENS, Case, cases
 
 CHECKPOINTS = GOLDENS / "checkpoints"
 DENSE = ("fdv2-tiny", "fdv2-tiny-tied", "illada-tiny", "qwen3-tiny", "sdar-tiny", "sdar-tiny-b")
+EXPERTS = ("llada2-tiny", "llada2-tiny-b", "lladamoe-tiny", "lladamoe-tiny-b", "sdarmoe-tiny")
 CASES = {case.meta["checkpoint"]: case for case in cases("M_models") if "_logits_" in case.name}
 TOLERANCE = 2e-4  # the references differ from float64 by up to 5e-5
 TOKENS = np.random.default_rng(3).integers(0, 290, size=(2, 24))
@@ -43,7 +44,7 @@ def variants(case: Case) -> Iterator[tuple[str, dict[str, Any], np.ndarray]]:
             yield name, {"block_length": length[kind] if kind in length else int(kind[5:])}, tokens
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", [*DENSE, *EXPERTS])
 def test_logits_equal_the_reference(name: str, golden) -> None:
     case, model = CASES[name], load_model(CHECKPOINTS / name)
     for array, asked, tokens in variants(case):
@@ -63,7 +64,7 @@ def test_greedy_tokens_of_qwen3() -> None:
     np.testing.assert_array_equal(tokens, case.arrays["greedy"])
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", [*DENSE, *EXPERTS])
 def test_to_orbax_and_back_bit_for_bit(name: str, tmp_path: Path) -> None:
     source = CHECKPOINTS / name
     convert(source, tmp_path / "orbax", to="orbax", dtype="keep", overwrite=False)
