@@ -107,7 +107,7 @@ def test_missing_model_folder(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ({"n_heads": None}, "n_heads"),
         ({"model_type": "gpt5"}, "model_type: expected one of"),
-        ({"num_experts": 64}, "got mixture of experts, which is not supported yet"),
+        ({"num_experts": 64}, "expected the field(s) hidden_size, num_attention_heads"),
     ],
 )
 def test_unsuitable_model_config(

@@ -93,24 +93,26 @@ def look(q: Float[Array, "B T N H"], k: Float[Array, "B T K H"], *, seen: Visibl
     Args:
         q: queries, as for `attend`.
         k: keys, of the same columns.
-        seen: what the queries see, the same for all.
+        seen: what the queries see.
         watch: whose rows.
     """
     is_head_N = (q != 0).any(axis=(0, 1, 3))  # others only make the heads come out even (`TransformerConfig.on_mesh`)
 
-    def rows(q: Float[Array, "B T N H"]) -> Float[Array, "B T S"]:
+    def rows(q: Float[Array, "B T N H"], mask_BTS: Bool[Array, "B #T S"]) -> Float[Array, "B T S"]:
         grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[3])
         scores = jnp.einsum("btkgh,bskh->bkgts", grouped, k, preferred_element_type=jnp.float32) * q.shape[3] ** -0.5
-        weights = jax.nn.softmax(jnp.where(seen.mask[:, :, None], scores, -jnp.inf), axis=-1)
+        weights = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], scores, -jnp.inf), axis=-1)
         weights_BNTS = weights.reshape(len(q), -1, *weights.shape[3:])
         return jnp.einsum("bnts,n->bts", weights_BNTS, is_head_N / is_head_N.sum())
 
-    room = ((0, 0), (0, watch.width), (0, 0), (0, 0))
+    room, mask_BTS = ((0, 0), (0, watch.width), (0, 0)), seen.mask[:, 0]
     first_B = jnp.broadcast_to(watch.first, (len(q),))
     watched = jax.vmap(lambda row, first: jax.lax.dynamic_slice_in_dim(row, first, watch.width, axis=0))
     real_BT1 = seen.real_BS[:, :, None]
-    mean_BS = jnp.where(real_BT1, rows(q), 0).sum(axis=1) / real_BT1.sum(axis=1)
-    return Looks(rows(watched(jnp.pad(q, room), first_B)), mean_BS)
+    mean_BS = jnp.where(real_BT1, rows(q, mask_BTS), 0).sum(axis=1) / real_BT1.sum(axis=1)
+    if mask_BTS.shape[1] > 1:
+        mask_BTS = watched(jnp.pad(mask_BTS, room, constant_values=True), first_B)
+    return Looks(rows(watched(jnp.pad(q, (*room, (0, 0))), first_B), mask_BTS), mean_BS)
 
 
 def attend(

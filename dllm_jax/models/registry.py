@@ -6,6 +6,7 @@ from typing import Any
 
 from dllm_jax.errors import UsageError
 from dllm_jax.models import dream, fast_dllm, llada, llada2, llada_moe, qwen2, qwen3, sdar
+from dllm_jax.models.experts import ExpertSettings
 from dllm_jax.models.transformer import TransformerConfig
 
 FAMILIES: dict[str, Any] = {  # by model_type
@@ -147,7 +148,29 @@ def parse_config(fields: Mapping[str, Any]) -> TransformerConfig:
         family = llada_moe
     if family is llada and "d_model" not in fields and "hidden_size" in fields:
         raise UsageError("config.json: expected the fields of LLaDA (d_model, ...), got hidden_size: another family")
-    return family.parse_config(fields)
+    config = family.parse_config(fields)
+    if config.experts:
+        _check_experts(config.experts, layers=config.num_layers)
+    return config
+
+
+def _check_experts(experts: ExpertSettings, *, layers: int) -> None:
+    """Refuses a mixture that does not work out.
+
+    Raises:
+        UsageError: naming what does not.
+    """
+    count, groups, best = experts.count, experts.groups, experts.groups_per_token
+    if count % groups or not 1 <= best <= groups:
+        raise UsageError(
+            f"config.json: expected num_experts {count} to be a multiple of the groups {groups}, of which a token has "
+            f"some, got {best} of them"
+        )
+    most, told = count // groups * best, f", those of {best} groups" if groups > 1 else ""
+    if not 1 <= experts.per_token <= most:
+        raise UsageError(f"config.json: expected 1 to {most} experts per token{told}, got {experts.per_token}")
+    if len(experts.dense_layers) >= layers:
+        raise UsageError(f"config.json: expected experts in some of the {layers} layers, got none")
 
 
 def shape_fields(config: TransformerConfig) -> dict[str, Any]:

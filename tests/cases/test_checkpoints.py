@@ -78,8 +78,11 @@ def test_verifiers_that_are_read(run: Run, checkpoints: Path, name: str) -> None
         ("llada-ropescaling", "field rope_scaling: expected none (plain rotary positions; scaled ones are"),
         ("dream-block", "field block_size: expected none (every position attends to the whole canvas), got 32"),
         ("qwen-v5-sliding", "field layer_types: expected only 'full_attention', got 'sliding_attention'"),
-        ("llada-moe", f"{SUPPORTED}LLaDA-MoE, which is not supported yet (llada, LLaDAMoEModelLM)"),
-        ("llada2", f"{SUPPORTED}LLaDA 2"),
+        (
+            "llada-moe",
+            "expected the tensors of 2 layers (config.json), got model.transformer.blocks.0.attn_norm.weight",
+        ),
+        ("llada2", "expected the field(s) intermediate_size, max_position_embeddings, moe_intermediate_size, "),
         ("illada", "expected the fields of LLaDA (d_model, ...), got hidden_size"),
         ("illada-llada", "expected the fields of LLaDA (d_model, ...), got hidden_size"),
         ("sdar", "4 missing: model.layers.0.self_attn.q_norm.weight"),
