@@ -27,7 +27,7 @@ from dllm_jax.memory import bytes_per_device, device_bytes
 from dllm_jax.mesh import MESH_AXES, batch_multiple, make_mesh, weight_shardings
 from dllm_jax.models.attention import kernel, key_multiple
 from dllm_jax.models.model import abstract_model
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 from dllm_jax.models.transformer import TransformerConfig, on_mesh
 from dllm_jax.settings import POLICY_FITS, block_schedule
 
@@ -143,6 +143,10 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
     scores = 2 * rows * heads * geometry.length**2 * 4 if is_dense else 0
     # So many arrays as wide as the model, by what the compiler plans.
     activations = rows * geometry.length * (6 * model.embed_dim + 3 * share(model.mlp_dim)) * dtype.itemsize
+    if model.experts:  # rows of tokens and experts as they go in, between, and in float32 as they come out
+        wide = max(dtype.itemsize, 4)
+        each = model.embed_dim * (dtype.itemsize + 2 * wide) + 3 * model.experts.hidden_dim * dtype.itemsize
+        activations += rows * geometry.length * model.experts.per_token * each
     logits = (3 if decode.temperature else 2) * rows * slots * share(model.vocab_size) * 4
     weights = _weights(model, dtype, mesh)
     cache = key_values(model, rows) * min(len(widths), 3)  # the widths of a prefix cache begin with copies of it

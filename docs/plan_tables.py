@@ -20,7 +20,7 @@ from dllm_jax.bench.report import markdown_table
 from dllm_jax.checkpoints.filters import save_filter
 from dllm_jax.models import qwen2
 from dllm_jax.models.filter import ConfidenceFilter, FilterConfig
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 MODELS = ("llada_8b", "dream_7b")

@@ -12,7 +12,7 @@ from dllm_jax import placement
 from dllm_jax.config import Config
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 from dllm_jax.placement import Footprint, Shapes, decode_mesh, footprint
 from dllm_jax.settings import DecodeSettings, MeshSettings, ModelSettings
 

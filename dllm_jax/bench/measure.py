@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Int
 
-from dllm_jax.bench.cost import Cost, forward_cost
+from dllm_jax.bench.cost import Cost, forward_cost, weights_cost
 from dllm_jax.bench.loops import time_loop
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.engine import Carry, Engine
@@ -138,21 +138,24 @@ def _time_step(
     )
 
 
-def step_cost(model: Model, engine: Engine, kind: StepKind, *, rows: int) -> Cost:
+def step_cost(model: Model, engine: Engine, kind: StepKind, *, rows: int, weights_only: bool = False) -> Cost:
     """The cost of a step on every device; a policy's own model is not counted.
 
     Args:
         model: that decodes.
         engine: its parts.
         kind: of step.
-        rows: of the batch on every device; 0 for what reading the weights costs.
+        rows: of the batch on every device.
+        weights_only: what reading the weights for them costs.
     """
     geometry = engine.geometry
     slots = geometry.gen_length if engine.looks_everywhere else engine.blocks.width(geometry)
     rows *= 2 if engine.sampler.guided else 1
-    cost = forward_cost(
-        model.config, rows=rows, columns=kind.columns, keys=kind.keys, slots=slots, itemsize=model.dtype.itemsize
-    )
+    config, itemsize = model.config, model.dtype.itemsize
+    if weights_only:
+        cost = weights_cost(config, tokens=rows * kind.columns, itemsize=itemsize)
+    else:
+        cost = forward_cost(config, rows=rows, columns=kind.columns, keys=kind.keys, slots=slots, itemsize=itemsize)
     return cost.split(model.mesh.shape["tensor"])
 
 

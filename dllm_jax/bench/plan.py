@@ -265,7 +265,7 @@ def _loop(
     model, mesh = decoder.model, decoder.model.mesh
     moved = [each for region in regions for each in program.moved(**region)]
     rows = decoder.batch(1) // batch_multiple(mesh)
-    cost, weights = (step_cost(model, engine, kind, rows=n) for n in (rows, 0))
+    cost, weights = (step_cost(model, engine, kind, rows=rows, weights_only=only) for only in (False, True))
     floor_ms, bound_by = rates.floor(cost, weights, moved)
     matrices = [array for part in decoder.models for array in _matrices(part)]
     return {
@@ -291,12 +291,14 @@ def _matrices(model: Model) -> list[ArrayType]:
     """The parts of a model's matrices on one device; of stacked ones also one layer."""
     parts = []
     for name, leaf in layout.flatten(model.params).items():
-        if name.rpartition(".")[2] not in (*layout.INPUTS, "embedding"):
+        kind = name.rpartition(".")[2]
+        if kind not in (*layout.INPUTS, "embedding"):
             continue
         shape = leaf.sharding.shard_shape(leaf.shape)
         one = shape[1:] if model.config.stacked and name.startswith("layers.") else shape
+        forms = {shape, one} | ({(math.prod(shape[:-2]), *shape[-2:])} if kind in layout.EXPERTS else set())
         dtypes = {leaf.dtype.name, model.dtype.name}  # a converted copy is a copy too
-        parts += [ArrayType(_HLO_DTYPES[dtype], form) for form in {shape, one} for dtype in dtypes]
+        parts += [ArrayType(_HLO_DTYPES[dtype], form) for form in forms for dtype in dtypes]
     return parts
 
 

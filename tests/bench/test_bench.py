@@ -15,7 +15,7 @@ from dllm_jax.bench.measure import Endless, step_kinds
 from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.policies.base import Commit
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 from dllm_jax.settings import DecodeSettings, numbers
 from tests.traces import GOLDENS
 

@@ -13,7 +13,7 @@ from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.stepping import full_step
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import random_model
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 from dllm_jax.models.transformer import TransformerConfig
 from dllm_jax.settings import DecodeSettings
 

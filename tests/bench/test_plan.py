@@ -15,7 +15,7 @@ from dllm_jax.bench.cost import Cost
 from dllm_jax.chips import CHIPS, GPUS, TPUS, chip_of
 from dllm_jax.errors import UsageError
 from dllm_jax.hlo import Moved
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 
 ROOT = Path(__file__).parents[2]
 PLAN = {

@@ -23,7 +23,7 @@ from dllm_jax.decoding.generate import Decoder
 from dllm_jax.memory import chip, device_bytes
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import shape_model
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 from dllm_jax.settings import DecodeSettings
 
 pytestmark = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 from docs.plan_tables import DECODES, MODELS, OTHER_MACHINES, Decode, plan
 
 pytestmark = [

@@ -11,7 +11,7 @@ from dllm_jax.config import Config
 from dllm_jax.decoding import driver
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.models import model as models
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 from dllm_jax.settings import DecodeSettings
 from tests.hlo import loop_collectives
 

@@ -12,7 +12,7 @@ from dllm_jax.decoding.policies.dream import SCORES, DreamOrder, shares
 from dllm_jax.decoding.prediction import Prediction, Sampler, predict
 from dllm_jax.decoding.sampling import KeyedNoise, nucleus
 from dllm_jax.errors import UsageError
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 from dllm_jax.settings import DREAM_ORDERS, DecodeSettings
 from tests.traces import GOLDENS
 from tests.views import a_view

@@ -11,7 +11,7 @@ from dllm_jax.checkpoints.load import ASSETS
 from dllm_jax.data import text
 from dllm_jax.decoding.end_tokens import end_tokens, names
 from dllm_jax.errors import UsageError
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 from dllm_jax.models.transformer import TransformerConfig
 from dllm_jax.settings import TokenizerSettings
 from tests.checkpoints.folders import with_fields

@@ -9,7 +9,7 @@ import pytest
 
 from dllm_jax.decoding.prediction import Sampler, guide, paired, predict
 from dllm_jax.decoding.sampling import KeyedNoise, rank, top_n
-from dllm_jax.models.registry import PRESETS
+from dllm_jax.models.presets import PRESETS
 from dllm_jax.settings import DecodeSettings
 
 TINY = PRESETS["llada_tiny"]  # EoS 0, end of turn 5

@@ -20,8 +20,8 @@ from dllm_jax.decoding.generate import Decoder
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.layers import Storage, multiply
+from dllm_jax.models.presets import PRESETS
 from dllm_jax.models.quantize import quantized
-from dllm_jax.models.registry import PRESETS
 from dllm_jax.models.transformer import Transformer
 from dllm_jax.settings import DecodeSettings, ModelSettings
 from tests.checkpoints.folders import GQA, TINY

@@ -21,6 +21,7 @@ from dllm_jax.mesh import make_mesh
 from dllm_jax.models import qwen2, registry
 from dllm_jax.models.cache import LayerCache
 from dllm_jax.models.model import Model, abstract_model
+from dllm_jax.models.presets import PRESETS
 from dllm_jax.settings import TokenizerSettings
 from tests.checkpoints.folders import same_bits, tensors, with_fields, with_tensors
 from tests.traces import GOLDENS
@@ -106,9 +107,20 @@ def test_the_bundled_verifier_knows_the_bundled_tasks() -> None:
     assert right.mean() > 0.9, right.mean()
 
 
-@pytest.mark.parametrize(("name", "count"), [("qwen2_0_5b", 494_032_768), ("dream_7b", 15_231_233_024 // 2)])
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("qwen2_0_5b", 494_032_768),
+        ("dream_7b", 15_231_233_024 // 2),
+        ("llada2_mini", 16_255_643_392),
+        ("llada2_flash", 102_889_705_216),
+        ("llada_moe_7b", 7_356_880_896),
+        ("sdar_8b", 8_190_735_360),
+        ("fast_dllm_v2_7b", 7_615_616_512),
+    ],
+)
 def test_presets_have_the_size_of_the_releases(name: str, count: int) -> None:
-    params = abstract_model(registry.PRESETS[name], dtype=jnp.dtype(jnp.bfloat16))[1]
+    params = abstract_model(PRESETS[name], dtype=jnp.dtype(jnp.bfloat16))[1]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
 
@@ -185,6 +197,6 @@ def test_a_head_wider_than_its_share_round_trips(tmp_path) -> None:
 
 
 def test_config_json_of_an_own_model_is_read_back(tmp_path: Path) -> None:
-    config = dataclasses.replace(registry.PRESETS["qwen2_0_5b"], other_end_ids=(7, 9))
+    config = dataclasses.replace(PRESETS["qwen2_0_5b"], other_end_ids=(7, 9))
     (tmp_path / "config.json").write_text(json.dumps(qwen2.config_fields(config)))
     assert files.read_config(tmp_path) == config
