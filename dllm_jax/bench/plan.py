@@ -295,7 +295,7 @@ def _matrices(model: Model) -> list[ArrayType]:
         if kind not in (*layout.INPUTS, "embedding"):
             continue
         shape = leaf.sharding.shard_shape(leaf.shape)
-        one = shape[1:] if model.config.stacked and name.startswith("layers.") else shape
+        one = shape[1:] if model.config.stacked and name.startswith(("layers.", "first.")) else shape
         forms = {shape, one} | ({(math.prod(shape[:-2]), *shape[-2:])} if kind in layout.EXPERTS else set())
         dtypes = {leaf.dtype.name, model.dtype.name}  # a converted copy is a copy too
         parts += [ArrayType(_HLO_DTYPES[dtype], form) for form in forms for dtype in dtypes]

@@ -84,7 +84,7 @@ class Assembly:
         if not self._changes:
             return {path: array}
         target, layer = self._target(path)
-        name = _in_every_layer(target)
+        name = target if layer is not None else _in_every_layer(path)
         if name not in self._programs:
             self._programs[name] = self._program(name, target, of_stack=layer is not None)
         return {target + suffix: part for suffix, part in self._programs[name](array).items()}
@@ -131,7 +131,7 @@ def _insert(stack: jax.Array, part: jax.Array, layer: int | jax.Array) -> jax.Ar
 
 def _in_every_layer(path: str) -> str:
     """The name of a parameter without the number of its layer, if it has one: layers.attention.qkv."""
-    return re.sub(r"^(layers|first)\.\d+\.", r"\1.", path)
+    return re.sub(r"^layers\.\d+\.", "layers.", path)
 
 
 def _shapes(config: TransformerConfig, *, dtype: np.dtype, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -261,18 +261,18 @@ def spread(kind: str, array: Array, *, groups: int, copies: int) -> Array:
 
 
 def stack_place(path: str, *, apart: int) -> tuple[str, int | None]:
-    """Where stacked layers hold a parameter of one: its name, and the index in its first axis; None: all of it.
+    """Where stacked layers hold a parameter of one: its name, and the index in its first axis; None: it is of no layer.
 
     Args:
         path: "layers.3.attention.qkv", or one that belongs to no layer.
-        apart: layers in front of the stack (`TransformerConfig.apart`), which are a list of their own.
+        apart: layers in front of the stack (`TransformerConfig.apart`), which are a stack of their own.
     """
     first, _, rest = path.partition(".")
     number, _, rest = rest.partition(".")
     if first != "layers":
         return path, None
     layer = int(number)
-    return (f"first.{layer}.{rest}", None) if layer < apart else (f"layers.{rest}", layer - apart)
+    return (f"first.{rest}", layer) if layer < apart else (f"layers.{rest}", layer - apart)
 
 
 def stacked(kind: str, array: Array) -> Array:

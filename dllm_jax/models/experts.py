@@ -9,8 +9,9 @@ the weights of an expert that no token goes to:
   of the loop costs some microseconds on CPUs, its weights most of the time.
 
 Experts are split over the axis `tensor`, whole ones to a device: that needs no all-to-all, since the tokens are on all
-devices of that axis, and one sum over it, as the MLP of a dense layer does. Their width is not split: a width of 512
-would be 64 on eight devices, half of a TPU's lanes. All tokens' routes are computed on every device.
+devices of that axis, and one sum over it in the model's dtype, as the MLP of a dense layer does; the compiler makes one
+of it and of that of the shared MLP. Their width is not split: a width of 512 would be 64 on eight devices, half of a
+TPU's lanes. All tokens' routes are computed on every device of the axis.
 
 Shape letters as in `layers.py`, with N tokens, E experts, C experts of a token, F width of an expert, M = N C rows of
 tokens and experts.
@@ -336,5 +337,5 @@ def _rows(
     flat = Routes(routes.experts_NC.reshape(-1, chosen), routes.weights_NC.reshape(-1, chosen))
     part = jax.lax.axis_index("tensor") if parts > 1 else 0
     out = grouped(x.reshape(-1, x.shape[-1]), flat, matrices, layer=layer, name=name, part=part, parts=parts)
-    out = jax.lax.psum(out, "tensor") if parts > 1 else out
+    out = jax.lax.psum(out.astype(x.dtype), "tensor") if parts > 1 else out
     return out.reshape(x.shape)

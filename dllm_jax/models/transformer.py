@@ -10,7 +10,7 @@ matrix products, so it moves no more memory, and compiles many times faster into
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -181,11 +181,14 @@ class Transformer(nnx.Module):
         once = Storage(dtype=dtype, rngs=rngs, quantize=config.quantize)
         dim, rows = config.embed_dim, config.vocab_size
         self.embedding = once.parameter({"vocab": rows, "vocab_embed": dim}, init)
-        self.first = nnx.List([Block(config, once, dense=True) for _ in range(config.apart)])
+        self.first: Block | None = None
         self.layers: Block | nnx.List[Block]
         if config.stacked:
             stack = dataclasses.replace(once, layers=config.num_layers - config.apart)
             self.layers = Block(config, stack, dense=config.experts is None)
+            if config.apart:
+                before = dataclasses.replace(once, layers=config.apart)
+                self.first = nnx.data(Block(config, before, dense=True))
         else:
             dense = map(config.is_dense, range(config.num_layers))
             self.layers = nnx.List([Block(config, once, dense=each) for each in dense])
@@ -265,8 +268,8 @@ class Transformer(nnx.Module):
         keys: Cache
         if isinstance(self.layers, Block):
             assert not isinstance(cache, list), "stacked layers have one cache"
-            how: dict[str, Any] = {"config": self.config, "watch": watch, **places}
-            x, keys, looks = _stacked(self.first, self.layers, x, positions_BT, seen, cache, **how)
+            stacks = [self.layers] if self.first is None else [self.first, self.layers]
+            x, keys, looks = _stacked(stacks, x, positions_BT, seen, cache, config=self.config, watch=watch, **places)
             return self.final_norm(x), keys, looks
         assert not isinstance(cache, LayerCache), "every layer of a list has a cache"
         keys, found = [], []
@@ -309,8 +312,7 @@ def _mean(looks: Sequence[Looks]) -> Looks | None:
 
 
 def _stacked(
-    first: Iterable[Block],
-    stack: Block,
+    stacks: Sequence[Block],
     x: Float[Array, "B T D"],
     positions_BT: Int[Array, "B T"],
     seen: Visible,
@@ -320,44 +322,37 @@ def _stacked(
     watch: Watch | None,
     **places: Array | None,
 ) -> tuple[Float[Array, "B T D"], LayerCache, Looks | None]:
-    """Layers with one cache: some in front that are not alike, then stacked ones, one after the other.
+    """Stacked layers with one cache, one after the other: the last stack, and perhaps one of other layers before it.
 
     Returns:
         Their output, their keys and values, and the attention watched.
     """
-    first_watched = config.num_layers - (watch.layers if watch else 0)
-    made, looks = [], []
-    for index, block in enumerate(first):
-        watching = watch if index >= first_watched else None
-        layer = None if cache is None else jnp.int32(index)
-        run = _recomputed(block) if config.remat else block
-        x, keys, seen_here = run(x, positions_BT, seen, cache=cache, layer=layer, watch=watching, **places)
-        cache = None if cache is None else keys
-        made += [jax.tree.map(lambda leaf: leaf[None], keys)] if cache is None else []
-        looks += [seen_here] if seen_here is not None else []
-    split: Any = nnx.split(stack, lambda path, _: str(path[-1]).startswith(WHOLE), ...)
-    graphdef, whole, params = split
 
-    def scanned(carried: Carried, layers: range, watching: Watch | None) -> tuple[Carried, Any]:
+    def scanned(carried: Carried, stack: Block, layers: range, whole: range, watching: Watch | None) -> Any:
+        """Runs some layers of a stack that holds the layers `whole`."""
+        split: Any = nnx.split(stack, lambda path, _: str(path[-1]).startswith(WHOLE), ...)
+        graphdef, of_all, params = split
+
         def run(carried: Carried, one: tuple[nnx.State, Int[Array, ""]]) -> tuple[Carried, Any]:
             (x, cache), (params, layer) = carried, one
-            block = nnx.merge(graphdef, whole, params)
+            block = nnx.merge(graphdef, of_all, params)
             x, keys, looks = block(x, positions_BT, seen, cache=cache, layer=layer, watch=watching, **places)
             return ((x, None), (keys, looks)) if cache is None else ((x, keys), (None, looks))
 
-        cut = slice(layers.start - config.apart, layers.stop - config.apart)
-        some = params if layers == all_of_them else jax.tree.map(lambda leaf: leaf[cut], params)
-        return jax.lax.scan(
-            jax.checkpoint(run) if config.remat else run, carried, (some, jnp.arange(layers.start, layers.stop))
-        )
+        cut = slice(layers.start - whole.start, layers.stop - whole.start)
+        some = params if layers == whole else jax.tree.map(lambda leaf: leaf[cut], params)
+        step = jax.checkpoint(run) if config.remat else run
+        return jax.lax.scan(step, carried, (some, jnp.arange(layers.start, layers.stop)))
 
-    all_of_them = range(config.apart, config.num_layers)
-    middle = max(first_watched, config.apart)
-    for layers, watching in ((range(config.apart, middle), None), (range(middle, config.num_layers), watch)):
-        if not layers:
-            continue
-        (x, cache), (own, seen_by_each) = scanned((x, cache), layers, watching)
-        made += [] if own is None else [own]
-        looks += [jax.tree.map(lambda each, at=at: each[at], seen_by_each) for at in range(len(layers)) if watching]
+    made, looks = [], []
+    first_watched = config.num_layers - (watch.layers if watch else 0)
+    ranges = (range(config.apart), range(config.apart, config.num_layers))[-len(stacks) :]
+    for stack, whole in zip(stacks, ranges, strict=True):
+        middle = min(max(first_watched, whole.start), whole.stop)
+        for layers, watching in ((range(whole.start, middle), None), (range(middle, whole.stop), watch)):
+            if layers:
+                (x, cache), (own, told) = scanned((x, cache), stack, layers, whole, watching)
+                made += [] if own is None else [own]
+                looks += [jax.tree.map(lambda x, at=at: x[at], told) for at in range(len(layers)) if watching]
     keys = cache if cache is not None else jax.tree.map(lambda *each: jnp.concatenate(each), *made)
     return x, keys, _mean(looks)
