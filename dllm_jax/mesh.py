@@ -68,7 +68,7 @@ def make_mesh(
         return Mesh(np.array(chosen).reshape(shape), MESH_AXES, axis_types=auto)  # `tensor` stays in a process
     try:
         return jax.make_mesh(shape, MESH_AXES, axis_types=auto, devices=chosen)
-    except AssertionError:  # JAX knows no good order of so many TPUs
+    except (AssertionError, NotImplementedError):  # JAX knows no good order of so many TPUs, or for these axes
         return Mesh(np.array(chosen).reshape(shape), MESH_AXES, axis_types=auto)
 
 

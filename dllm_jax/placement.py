@@ -145,7 +145,7 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
     activations = rows * geometry.length * (6 * model.embed_dim + 3 * share(model.mlp_dim)) * dtype.itemsize
     if model.experts:  # rows of tokens and experts as they go in, between, and in float32 as they come out
         wide = max(dtype.itemsize, 4)
-        each = model.embed_dim * (dtype.itemsize + 2 * wide) + 3 * model.experts.hidden_dim * dtype.itemsize
+        each = 2 * model.embed_dim * (dtype.itemsize + wide) + 3 * model.experts.hidden_dim * dtype.itemsize
         activations += rows * geometry.length * model.experts.per_token * each
     logits = (3 if decode.temperature else 2) * rows * slots * share(model.vocab_size) * 4
     weights = _weights(model, dtype, mesh)

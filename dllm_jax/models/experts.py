@@ -10,8 +10,9 @@ the weights of an expert that no token goes to:
 
 Experts are split over the axis `tensor`, whole ones to a device: that needs no all-to-all, since the tokens are on all
 devices of that axis, and one sum over it in the model's dtype, as the MLP of a dense layer does; the compiler makes one
-of it and of that of the shared MLP. Their width is not split: a width of 512 would be 64 on eight devices, half of a
-TPU's lanes. All tokens' routes are computed on every device of the axis.
+of it and of that of the shared MLP. Their width is not split: of 512 eight devices would have 64, half of a TPU's lanes
+(LLaDA2-mini's 19 layers on v5e:2x4: 2.55 GB for a copy of the gates in the kernel's order; whole experts need none).
+All tokens' routes are computed on every device of the axis.
 
 Shape letters as in `layers.py`, with N tokens, E experts, C experts of a token, F width of an expert, M = N C rows of
 tokens and experts.

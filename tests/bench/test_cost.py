@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import pytest
 
 from dllm_jax.bench.ceilings import Ceilings
-from dllm_jax.bench.cost import Cost, forward_cost, layer_parameters
+from dllm_jax.bench.cost import Cost, forward_cost, layer_parameters, parameters_used, weights_cost
 from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.stepping import full_step
 from dllm_jax.mesh import make_mesh
+from dllm_jax.models.experts import ExpertSettings
 from dllm_jax.models.model import random_model
 from dllm_jax.models.presets import PRESETS
 from dllm_jax.models.transformer import TransformerConfig
@@ -55,6 +56,19 @@ def test_bytes_by_hand() -> None:
     assert small().bytes == 4 * (weights + cache + 15 * 8)
     assert small(dataclasses.replace(SMALL, qkv_bias=True)).bytes - small().bytes == 4 * 2 * 16
     assert small(dataclasses.replace(SMALL, tied_embeddings=True)) == small()
+
+
+def test_of_experts_those_that_are_likely_touched_are_read() -> None:
+    """2 of 4 experts of width 6 for every token, and one of width 5 for all, in the second of two layers."""
+    settings = ExpertSettings(count=4, per_token=2, hidden_dim=6, shared_dim=5, dense_layers=(0,))
+    config = dataclasses.replace(SMALL, experts=settings)
+    mixed, each = 128 + 64 + 8 * 4 + 3 * 8 * 5, 3 * 8 * 6  # attention, router, shared MLP; one expert
+    assert parameters_used(config, tokens=1) == (LAYER + mixed + 2 * each, LAYER + mixed + 2 * each)
+    used, read = parameters_used(config, tokens=3)
+    assert (used, read) == (LAYER + mixed + 2 * each, LAYER + mixed + 3.5 * each)  # 4 (1 - (1 / 2)^3)
+    assert small(config).flops - small().flops == 2 * 15 * (used - 2 * LAYER)
+    less = weights_cost(config, tokens=15, itemsize=4).bytes - weights_cost(config, tokens=3, itemsize=4).bytes
+    assert 0 < less < 4 * 0.5 * each
 
 
 def test_devices_share_the_work() -> None:

@@ -52,9 +52,35 @@ LLADA = {
 }
 
 
-def plan(folder: Path, *settings: str, layers: int, code: int) -> tuple[dict[str, Any], str]:
+LLADA2_MINI = {
+    "model_type": "llada2_moe",
+    "hidden_size": 2048,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 5120,
+    "moe_intermediate_size": 512,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "num_shared_experts": 1,
+    "n_group": 8,
+    "topk_group": 4,
+    "first_k_dense_replace": 1,
+    "partial_rotary_factor": 0.5,
+    "rope_theta": 6e5,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 32768,
+    "vocab_size": 157184,
+    "pad_token_id": 156892,
+}
+
+
+def plan(
+    folder: Path, *settings: str, layers: int, code: int, fields: dict[str, Any] = LLADA
+) -> tuple[dict[str, Any], str]:
     """The JSON and stderr of the command for a model folder that has nothing but config.json."""
-    (folder / "config.json").write_text(json.dumps(LLADA | {"n_layers": layers}))
+    sizes = {"n_layers" if fields is LLADA else "num_hidden_layers": layers}
+    (folder / "config.json").write_text(json.dumps(fields | sizes))
     path = folder / "plan.json"
     flags = [
         f"--config.{setting}"
@@ -99,6 +125,25 @@ def test_what_does_not_fit_one_v5e(tmp_path: Path) -> None:
     assert last.startswith("does not fit: with prompts of 256 tokens every device needs more than there is (argument ")
     assert "has 15.75 GiB; by estimate" in last
     assert "decode.batch_size=" in last
+
+
+@pytest.mark.parametrize("quantize", ["", "int8"])
+def test_experts_are_split_without_all_to_all_or_copies(tmp_path: Path, quantize: str) -> None:
+    """One sum over `tensor` for the experts of a layer and the MLP of all tokens; in 8 bits the latter has its own."""
+    layers = 4
+    settings = ("plan.topology=v5e:2x4", "mesh.tensor=8", "decode.cache=dual", f"model.quantize={quantize}")
+    results, _ = plan(tmp_path, *settings, layers=layers, code=0, fields=LLADA2_MINI)
+    assert results["fits"] is True
+    (program,) = results["programs"]
+    experts = 3 * 256 * 3 * 2048 * 512 // 8  # on a device
+    bytes_each = 1 if quantize else 2
+    assert bytes_each * experts < program["argument_bytes"] < bytes_each * experts + 2 * 157184 * 2048 // 2
+    for loop, columns in zip(program["loops"].values(), (512, 32), strict=True):
+        assert (loop["weight_copies"], loop["cache_copies"]) == (0, 0)
+        assert set(loop["collectives"]) <= {"all-reduce", "all-gather"}
+        sums = 1 + 2 * layers + (layers - 1 if quantize else 0)
+        activations = sums * 8 * columns * 2048 * 2
+        assert activations <= loop["collectives"]["all-reduce"]["bytes"] <= 1.01 * activations
 
 
 @pytest.fixture

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from dllm_jax.checkpoints import files, hf, layout
-from dllm_jax.models import registry
-from dllm_jax.models.model import abstract_model
+from dllm_jax.checkpoints import hf
+from dllm_jax.checkpoints.files import read_config
 from tests.traces import GOLDENS
 
 TINY, GQA, SHARDED = (GOLDENS / "checkpoints" / name for name in ("llada-tiny", "llada-tiny-gqa", "llada-tiny-sharded"))
@@ -65,20 +65,42 @@ def large(target: Path) -> Path:
     width, mlp, vocab, layers = 1024, 4096, 14_650, 7
     sizes = {"d_model": width, "n_layers": layers, "mlp_hidden_size": mlp, "vocab_size": vocab, "embedding_size": vocab}
     fields = json.loads((TINY / "config.json").read_text()) | sizes | {"n_heads": 16, "n_kv_heads": 16}
+    return noise(target, fields, dtype=np.float32, files=4)
+
+
+def large_mixture(target: Path) -> Path:
+    """LLaDA2.0-mini with all its tensors' names, of 0.98 GB in bfloat16 in ten files: an eighth as wide, 20 layers."""
+    mini = {
+        "hidden_size": 512,
+        "num_hidden_layers": 20,
+        "intermediate_size": 1280,
+        "moe_intermediate_size": 64,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "n_group": 8,
+        "topk_group": 4,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "rotary_dim": 16,
+        "vocab_size": 16_000,
+        "max_position_embeddings": 32768,
+        "pad_token_id": 15_892,
+        "dtype": "bfloat16",
+    }
+    fields = json.loads((GOLDENS / "checkpoints" / "llada2-tiny" / "config.json").read_text()) | mini
+    return noise(target, fields, dtype=ml_dtypes.bfloat16, files=10)
+
+
+def noise(target: Path, fields: dict[str, Any], *, dtype: Any, files: int) -> Path:
+    """A folder with the tensors that a config.json describes, dealt out to several files."""
     target.mkdir()
     (target / "config.json").write_text(json.dumps(fields))
-    config = files.read_config(target)
-    shapes = {
-        path: param.shape for path, param in layout.flatten(abstract_model(config, dtype=np.dtype("f4"))[1]).items()
-    }
-    named = [
-        pair
-        for path, names in registry.tensor_names(config).items()
-        for pair in zip(names, layout.tensor_shapes(path, shapes[path]), strict=True)
-    ]
+    expected = hf.expected_tensors(read_config(target))
+    named = [pair for tensors in expected.values() for pair in tensors.items()]
     random, weight_map = np.random.default_rng(0), {}
-    for number in range(4):
-        edited = {name: random.standard_normal(shape, np.float32) for name, shape in named[number::4]}
+    for number in range(files):
+        edited = {name: random.standard_normal(shape, np.float32).astype(dtype) for name, shape in named[number::files]}
         save_file(edited, target / f"model-{number}.safetensors", metadata={"format": "pt"})
         weight_map |= dict.fromkeys(edited, f"model-{number}.safetensors")
     (target / hf.INDEX).write_text(json.dumps({"weight_map": weight_map}))

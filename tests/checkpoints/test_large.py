@@ -1,4 +1,4 @@
-"""A folder of 590 MB: the memory that a conversion takes, and what one that is killed leaves."""
+"""Folders of 590 MB and 1 GB: the memory that loading and converting take, and what is left by one that is killed."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ import pytest
 from dllm_jax.checkpoints import verify
 from dllm_jax.checkpoints.load import load_model
 from dllm_jax.errors import UsageError
-from tests.checkpoints.folders import TINY, large, same_bits, tensors
+from tests.checkpoints.folders import TINY, large, large_mixture, same_bits, tensors
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -24,6 +24,15 @@ from dllm_jax.checkpoints.convert import main
 code = main(sys.argv)
 print(*(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 sys.exit(code)
+"""
+LOAD = """
+import sys
+from dllm_jax.bench.loading import measure
+from dllm_jax.checkpoints import files
+from dllm_jax.mesh import make_mesh
+files.IN_FLIGHT_BYTES = 10**8
+done = measure(sys.argv[1], dtype=sys.argv[3], mesh=make_mesh(tensor=int(sys.argv[2])), verify=True)
+print(done.weight_bytes, done.host_bytes)
 """
 
 
@@ -72,3 +81,18 @@ def test_a_conversion_that_is_killed_leaves_no_checkpoint(source: Path, tmp_path
     assert verify.main(["verify", str(target)]) == 0
     peak(target, tmp_path / "back", "--to=hf")
     assert same_bits(tensors(source), tensors(tmp_path / "back"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell the peak")
+def test_a_mixture_of_experts_streams(tmp_path: Path) -> None:
+    """With the names of all of LLaDA2.0-mini's tensors: beside the weights there is what may be in flight."""
+    source = large_mixture(tmp_path / "mixture")
+    size = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    assert size == pytest.approx(1.03e9, rel=0.02)
+    for tensor, dtype in (("8", "keep"), ("1", "float32")):
+        command = [sys.executable, "-c", LOAD, str(source), tensor, dtype]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        weights, beside = map(int, done.stdout.split())
+        assert weights >= size * (1.99 if dtype == "float32" else 0.99)
+        assert beside < 0.3 * size, (tensor, dtype, beside)

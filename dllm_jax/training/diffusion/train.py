@@ -146,10 +146,17 @@ def check_trainable(model: Model, data: DataSettings) -> None:
     """Refuses what has no masks, weights that would have to stay copies of each other or in 8 bits, and long canvases.
 
     Raises:
-        UsageError: the model is causal, in 8 bits or shorter than a canvas, or its key/value heads have copies.
+        UsageError: the model is causal, also by blocks, has experts, is in 8 bits or shorter than a canvas, or its
+            key/value heads have copies.
     """
     if model.config.mask_id is None:
         raise UsageError(f"model.path: expected a diffusion model, got a {model.config.family} model without [MASK]")
+    if model.config.block_causal or model.config.experts:
+        kind = "is causal by blocks" if model.config.block_causal else "has experts, whose load would need a loss"
+        raise UsageError(
+            f"model.path: expected a bidirectional model without experts for training, got a {model.config.family} "
+            f"model, which {kind}"
+        )
     if model.config.kv_copies > 1:
         raise UsageError(
             f"mesh.tensor: expected a divisor of the {model.config.num_kv_heads} key/value heads for training, "

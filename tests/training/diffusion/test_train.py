@@ -321,6 +321,12 @@ def test_mistakes_are_one_line(
         (GOLDENS / "checkpoints" / "qwen2-tiny", {}, "model.path: expected a diffusion model, got a qwen2 model"),
         (GQA, {"kv_copies": 2}, "mesh.tensor: expected a divisor of the 2 key/value heads for training, got 4"),
         (GQA, {"quantize": "int8"}, "model.path: expected weights that are not quantized, got int8"),
+        (
+            GOLDENS / "checkpoints" / "sdar-tiny-b",
+            {},
+            "training, got a sdar model, which is causal by blocks",
+        ),
+        (GOLDENS / "checkpoints" / "lladamoe-tiny", {"mask_id": 310}, "got a llada_moe model, which has experts"),
         (GOLDENS / "checkpoints" / "dream-tiny", {}, "data.texts: expected a model that predicts tokens in their own"),
     ],
 )
