@@ -110,6 +110,16 @@ def test_the_estimate_is_near_what_the_compiler_plans(
     assert planned <= estimate <= 1.3 * planned + ON_CHIP
 
 
+def test_a_torus_that_jax_cannot_lay_out_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As v5p:4x4x4 with a data axis of 32."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise NotImplementedError("no assignment")
+
+    monkeypatch.setattr(jax, "make_mesh", refused)
+    assert dict(make_mesh(data=4, tensor=2).shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+
+
 def test_a_verifier_counts() -> None:
     config = llada(policy="apd", cache="window")
     shapes = Shapes(PRESETS["llada_8b"], {}, jnp.dtype("bfloat16"), "gpu")

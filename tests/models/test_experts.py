@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from dllm_jax.api import logits
-from dllm_jax.checkpoints import adapters, hf, layout, load
+from dllm_jax.checkpoints import hf, layout, load
 from dllm_jax.checkpoints.convert import convert
 from dllm_jax.checkpoints.load import load_model
 from dllm_jax.errors import UsageError
@@ -24,6 +24,7 @@ from dllm_jax.models.experts import ExpertSettings, Matrices, Matrix, Routes, gr
 from dllm_jax.models.model import Model
 from dllm_jax.models.quantize import quantized
 from tests.checkpoints.folders import copied, in_dtype, same_bits, tensors, with_fields, with_tensors
+from tests.checkpoints.peft import RANK, changed, drawn, named, written
 from tests.traces import GOLDENS, cases
 
 CHECKPOINTS = GOLDENS / "checkpoints"
@@ -301,10 +302,19 @@ def test_8_bits_of_all_ways_are_the_same(tmp_path: Path) -> None:
     assert 0.8 < np.mean(whole == integers) < 1
 
 
-def test_an_adapter_of_the_attention(tmp_path: Path) -> None:
-    names = adapters.matrices(load_model(LLADA2).config)
-    assert names["model.layers.1.attention.query_key_value"].shape == (128, 64)
-    assert not any("mlp" in name for name in names)
+def test_an_adapter_of_the_attention_and_the_head(tmp_path: Path) -> None:
+    """q, k and v have one pair of factors, as they are one matrix; those of an MLP are no part of such an adapter."""
+    pairs = drawn(LLADA2, ["query_key_value", "dense", "lm_head"])
+    adapter = written(tmp_path / "adapter", named(pairs), lora_alpha=RANK)
+    merged = load_model(changed(LLADA2, tmp_path / "merged", pairs, scale=1))
+    got, want = (layout.flatten(model.params) for model in (load_model(LLADA2, adapter=adapter), merged))
+    for name, value in want.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+    mlp = written(tmp_path / "mlp", named(drawn(LLADA2, ["0.mlp.gate_proj"])))
+    with pytest.raises(
+        UsageError, match=r"factors of this model's matrices, got base_model\.model\.model\.layers\.0\.mlp"
+    ):
+        load_model(LLADA2, adapter=mlp)
 
 
 def fields(name: str, **changes: object) -> dict[str, object]:
