@@ -267,7 +267,7 @@ def _number(command: str, arguments: Sequence[str]) -> float:
 
 def _greeting(session: Session) -> str:
     """The model, its decoder and what to know, in a line."""
-    config = session.config
+    config = session.decoder.config
     label = f"{config.model.preset or config.model.path} by {config.decode.policy}, cache {config.decode.cache}"
     memory = "" if session.remembers else "; without a chat template it does not see earlier turns"
     return f"{label}, {config.decode.gen_length} tokens{memory}; /help lists commands"

@@ -22,7 +22,9 @@ from dllm_jax.settings import (
     DecodeSettings,
     DicoSettings,
     DistributedSettings,
+    DynamicSettings,
     EbSettings,
+    EditSettings,
     EntropyThresholdSettings,
     EotSettings,
     EvalSettings,
@@ -88,6 +90,8 @@ class Config:
     eb: EbSettings = dataclasses.field(default_factory=EbSettings)
     entropy_threshold: EntropyThresholdSettings = dataclasses.field(default_factory=EntropyThresholdSettings)
     wino: WinoSettings = dataclasses.field(default_factory=WinoSettings)
+    dynamic: DynamicSettings = dataclasses.field(default_factory=DynamicSettings)
+    edit: EditSettings = dataclasses.field(default_factory=EditSettings)
     sliding: SlidingSettings = dataclasses.field(default_factory=SlidingSettings)
     adaptive: AdaptiveSettings = dataclasses.field(default_factory=AdaptiveSettings)
     pipelined: PipelinedSettings = dataclasses.field(default_factory=PipelinedSettings)

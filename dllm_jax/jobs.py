@@ -235,6 +235,9 @@ def prepare(
     bad.report(good=len(questions))
     ends = end_tokens.names(end_ids, codec)
     print("end of text:", ", ".join(f"{i} {name}".strip() for i, name in ends.items()), file=sys.stderr)
+    own, asked_for = model.config.causal_block, decoder.config.decode.block_length
+    if model.config.block_causal and own != asked_for:
+        print(f"decode.block_length: {asked_for}, the model's own is {own} (0 takes that)", file=sys.stderr)
     if config.output.stop and not codec:
         raise UsageError(f"output.stop: expected none without a tokenizer, got {config.output.stop!r}")
     if score and not codec:
@@ -316,7 +319,7 @@ def finish(job: Job, decoded: Decoded, *, bad_lines: int) -> dict[str, Any]:
             **counts(tally, decoded, gen_length=job.config.decode.gen_length),
             "num_bad_lines": bad_lines,
             "end_tokens": ends,
-            **environment(config=job.config, model=job.decoder.model),
+            **environment(config=job.decoder.config, model=job.decoder.model),
         }
 
     return job.output.finish(metrics_of)

@@ -17,9 +17,9 @@ from jax.sharding import AbstractMesh, Mesh
 from dllm_jax.checkpoints import files
 from dllm_jax.checkpoints.load import dtype_on, resolve, tuned
 from dllm_jax.config import Config
-from dllm_jax.decoding.build import build_axes
+from dllm_jax.decoding.build import build_axes, build_geometry, suited
 from dllm_jax.decoding.caching import shorter_canvases
-from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length
+from dllm_jax.decoding.canvas import bucketed_prompt_length
 from dllm_jax.decoding.generate import length_multiple, with_slack
 from dllm_jax.decoding.policies.build import companions_of
 from dllm_jax.errors import UsageError
@@ -29,7 +29,7 @@ from dllm_jax.models.attention import kernel, key_multiple
 from dllm_jax.models.model import abstract_model
 from dllm_jax.models.presets import PRESETS
 from dllm_jax.models.transformer import TransformerConfig, on_mesh
-from dllm_jax.settings import POLICY_FITS, block_schedule
+from dllm_jax.settings import POLICY_FITS
 
 MARGIN = 1.1  # on temporaries, keys and values
 SPARE = 0.04  # of a device's memory that is left for what no estimate knows: code of other programs, transfers
@@ -114,6 +114,7 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
         mesh: the devices.
         prompt_length: tokens of the longest prompt.
     """
+    config = suited(config, shapes.model)
     decode, dtype, platform = config.decode, shapes.dtype, shapes.platform
     model, others = on_mesh(shapes.model, mesh), [on_mesh(each, mesh) for each in shapes.companions.values()]
     multiple = length_multiple(platform)
@@ -121,8 +122,8 @@ def footprint(config: Config, shapes: Shapes, mesh: Mesh, *, prompt_length: int)
     padded = bucketed_prompt_length(
         prompt_length, decode.gen_length, multiple=multiple, waste=decode.bucket_waste, most=most
     )
-    geometry = Geometry(padded, decode.gen_length, block_schedule(decode)[0])
-    blocks, strategy = build_axes(config, logit_shift=model.logit_shift)
+    geometry = build_geometry(config, model, prompt_length=padded)
+    blocks, strategy = build_axes(config, model)
     widths = strategy.widths(geometry)
     columns = with_slack(geometry, strategy, blocks, multiple=key_multiple(platform)).columns
     split = batch_multiple(mesh)

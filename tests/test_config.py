@@ -26,7 +26,7 @@ def test_defaults_survive_the_round_trip() -> None:
 
 def test_vanilla_is_the_default_sampler() -> None:
     decode = from_config_dict(vanilla.get_config()).decode
-    assert (decode.policy, decode.cache, decode.stop) == ("low_confidence", "none", "none")
+    assert (decode.policy, decode.cache, decode.stop) == ("low_confidence", "auto", "none")
     assert (decode.gen_length, decode.block_length) == (96, 32)
 
 
@@ -78,7 +78,15 @@ def test_an_int_is_a_fine_float() -> None:
         ("decode.bucket_waste", -0.1, "decode.bucket_waste: expected at least 0, got -0.1"),
         ("decode.block_length", 36, "decode.block_length: expected a divisor of decode.gen_length 96, got 36"),
         ("decode.steps", 64, "decode.steps: expected a multiple of the number of blocks 3, got 64"),
-        ("decode.stop", "eos", "decode.stop: expected one of none, eot, settled, eot+settled, got 'eos'"),
+        (
+            "decode.stop",
+            "eos",
+            "decode.stop: expected one of none, eot, settled, eot+settled, block_eos, early_eos, got 'eos'",
+        ),
+        ("decode.cache", "both", "expected one of auto, none, prefix, dual, window, sliding, block, got 'both'"),
+        ("decode.sub_block_length", -1, "decode.sub_block_length: expected at least 0, got -1"),
+        ("decode.top_k", -1, "decode.top_k: expected at least 0, got -1"),
+        ("edit.min_tokens", 0, "edit.min_tokens: expected at least 1, got 0"),
         ("learn2pd.threshold", 1.5, "learn2pd.threshold: expected 0 to 1, got 1.5"),
         ("threshold.decay", 1.5, "threshold.decay: expected 0 to 1, got 1.5"),
         ("klass.history", 0, "klass.history: expected at least 1, got 0"),
@@ -113,9 +121,25 @@ def test_bad_setting_names_field_expected_and_got(name: str, value: object, expe
         ),
         (
             {"cache": "sliding"},
-            "decode.cache: expected one of none, prefix, dual, window with decode.blocks aligned, got 'sliding'",
+            "decode.cache: expected one of none, prefix, dual, window, block with decode.blocks aligned, got 'sliding'",
         ),
         ({"blocks": "adaptive"}, "adaptive.delimiters: expected token ids like 198,13, got ''"),
+        (
+            {"blocks": "sliding", "cache": "block"},
+            "decode.cache: expected one of none, sliding with decode.blocks sliding, got 'block'",
+        ),
+        (
+            {"policy": "edit", "cache": "dual"},
+            "decode.cache: expected one of none, block with decode.policy edit, got 'dual'",
+        ),
+        (
+            {"sub_block_cache": True},
+            "decode.sub_block_cache: expected False without decode.sub_block_length and decode.cache block, got True",
+        ),
+        (
+            {"sub_block_cache": True, "sub_block_length": 8, "cache": "none"},
+            "decode.sub_block_cache: expected False without decode.sub_block_length and decode.cache block, got True",
+        ),
         (
             {"blocks": "adaptive", "cache": "dual", "compat": "reference"},
             "decode.compat: expected none with decode.blocks adaptive and decode.cache dual, got 'reference'",

@@ -218,6 +218,7 @@ def test_output_lines_and_metrics(prompts: Path, limit: Callable[[int], None], t
     assert tokens > 10
     assert metrics["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1}
     assert metrics["config"]["decode"]["gen_length"] == 16
+    assert metrics["config"]["decode"]["cache"] == "none"  # what auto was for this model
     assert metrics["device"]["platform"] == "cpu"
     assert set(metrics["versions"]) == {"python", "jax", "jaxlib", "flax", "numpy", "dllm_jax"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl", "out.jsonl.metrics.json"]

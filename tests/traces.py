@@ -93,7 +93,7 @@ def carries(engine: Engine, state: DecodeState) -> Iterator[Carry]:
     widths = engine.cache.widths(geometry)
     carry = engine.start(state)
     while carry.state.live_B.any():
-        carry, cache = FULL_STEP(engine, carry, length=geometry.length)
+        carry, cache = FULL_STEP(engine, carry, length=engine.cache.full_columns(geometry))
         yield carry
         if not widths:
             continue

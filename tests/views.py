@@ -26,6 +26,7 @@ def a_view(open_BQ: jax.Array, **given: Any) -> View:
         "row_B": zero_B,
         "nfe_B": zero_B,
         "block_nfe_B": zero_B,
+        "closing_B": zero_B > 0,
     }
     return View(**values | given)
 

@@ -162,7 +162,8 @@ def step_cost(model: Model, engine: Engine, kind: StepKind, *, rows: int, weight
 def step_kinds(engine: Engine) -> list[StepKind]:
     """The full step, and with a cache the cached steps of its narrowest and its widest slice."""
     geometry, widths = engine.geometry, engine.cache.widths(engine.geometry)
-    kinds = [StepKind("full", full_steps, block=0, columns=geometry.length, keys=geometry.length)]
+    full = engine.cache.full_columns(geometry)
+    kinds = [StepKind("full", full_steps, block=0, columns=full, keys=full)]
     for width in sorted({min(widths), max(widths)} if widths else ()):
         program, block = cached_steps(width), max(geometry.gen_length - width, 0) // geometry.block_length
         kinds.append(StepKind("cached", program, block=block, columns=width, keys=geometry.columns))
@@ -170,8 +171,8 @@ def step_kinds(engine: Engine) -> list[StepKind]:
 
 
 def full_steps(engine: Engine, state: DecodeState, count: Int[Array, ""]) -> DecodeState:
-    """`count` forwards of the whole canvas."""
-    length = engine.geometry.length
+    """`count` full forwards."""
+    length = engine.cache.full_columns(engine.geometry)
     return jax.lax.fori_loop(
         0, count, lambda _, carry: full_step(engine, carry, length=length)[0], engine.start(state)
     ).state
@@ -182,7 +183,7 @@ def cached_steps(width: int) -> Callable[[Engine, DecodeState, Int[Array, ""]], 
 
     def program(engine: Engine, state: DecodeState, count: Int[Array, ""]) -> DecodeState:
         geometry = engine.geometry
-        carry, cache = full_step(engine, engine.start(state), length=geometry.length)
+        carry, cache = full_step(engine, engine.start(state), length=engine.cache.full_columns(geometry))
         cache = widened(cache, columns=geometry.columns)
 
         def body(_: Int[Array, ""], loop: tuple[Carry, Cache]) -> tuple[Carry, Cache]:

@@ -306,7 +306,7 @@ def _caches(decoder: Decoder, engine: Engine, rows: int) -> list[ArrayType]:
     """The keys or values of a layer, and of all, on one device, with the canvas's columns and with the cache's."""
     config, tensor = decoder.model.config, decoder.model.mesh.shape["tensor"]
     heads = config.stored_kv_heads // tensor
-    columns = {engine.geometry.length, engine.geometry.columns}
+    columns = {engine.cache.full_columns(engine.geometry), engine.geometry.columns}
     rows *= 2 if engine.sampler.guided else 1
     dtype = _HLO_DTYPES[decoder.model.dtype.name]
     layers = [(), (config.num_layers,)] if config.stacked else [()]

@@ -10,6 +10,8 @@ end, may be committed. A policy sees it through slots, the same number Q in ever
 | growing | as many columns as hold B masks, if the range is filled from the left | DSB (greedy) |
 | adaptive | a block to a delimiter, chosen in its first forward | AdaBlock, github.com/lgxi24/AdaBlock-dLLM |
 | pipelined | several blocks at once, the next opened before the last is full | d3LLM, arXiv 2601.07568 |
+
+Models whose attention is causal by blocks have `Counted` ones, aligned to the row's own first token.
 """
 
 import dataclasses
@@ -19,7 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from dllm_jax.decoding.canvas import Geometry
+from dllm_jax.decoding.canvas import Geometry, between
 from dllm_jax.decoding.prediction import Prediction
 from dllm_jax.decoding.sampling import rank
 from dllm_jax.decoding.state import DecodeState
@@ -41,6 +43,7 @@ class Blocks:
     on_grid: bool = False  # rows of one batch that are in the same block are at the same column
     fixed_slots: bool = False  # slots are all of the generation: a slice may begin behind the first
     moves_slots: bool = False  # slots move on while what they look at stays: a policy's state has to move with them
+    closes: bool = False  # a block that is done takes one more forward, see `Counted`
 
     def width(self, geometry: Geometry) -> int:
         """Q, the slots that hold any open range."""
@@ -70,6 +73,12 @@ class Blocks:
             leave_B: rows that are done with their block.
         """
         raise NotImplementedError
+
+    def has_more(
+        self, state: DecodeState, masked_BL: Bool[Array, "B L"], geometry: Geometry, *, start_B: Int[Array, "B"]
+    ) -> Bool[Array, "B"]:
+        """Rows that have something to commit in a range that begins at `start_B`, or behind it."""
+        return start_B < state.end_B
 
     def settle(
         self, state: DecodeState, prediction: Prediction, columns_BQ: Int[Array, "#B Q"], geometry: Geometry
@@ -267,6 +276,92 @@ class Adaptive(Blocks):
         else_B = jnp.minimum(state.block_start_B + geometry.block_length, geometry.length)
         end_B = jnp.where(jnp.max(confidence_BQ, axis=1) >= self.threshold, ends_B, else_B)
         return jnp.where(state.block_nfe_B == 0, end_B, state.block_end_B)
+
+
+@struct.dataclass
+class Counted(Blocks):
+    """Blocks counted from a row's first token, for models that are causal by blocks (arXiv 2503.09573).
+
+    The first block to be decoded may begin with the end of the prompt, and the last one end behind the tokens asked
+    for. Where a block is done its keys and values are not final yet, they are those of its masks: with a cache one more
+    forward of it closes it, without commits. A shifted model needs that forward in any case: its last position
+    predicts the first token of the next block (Fast-dLLM v2, arXiv 2509.26328).
+
+    Attributes:
+        block_length: of the model's mask.
+        open_length: columns that are open at once, a divisor of it: the block, or a part of it.
+        gen_length: tokens asked for.
+        logit_shift: of the model.
+        cached: keys and values are kept.
+    """
+
+    block_length: int = struct.field(pytree_node=False)
+    open_length: int = struct.field(pytree_node=False)
+    gen_length: int = struct.field(pytree_node=False)
+    logit_shift: int = struct.field(pytree_node=False)
+    cached: bool = struct.field(pytree_node=False)
+
+    @property
+    def closes(self) -> bool:  # type: ignore[override]
+        """Whether anybody needs it."""
+        return self.cached or self.logit_shift > 0
+
+    def width(self, geometry: Geometry) -> int:
+        """What is open at once."""
+        return self.open_length
+
+    def columns(self, geometry: Geometry) -> int:
+        """A row that is done may look behind its last block."""
+        return geometry.length + self.block_length
+
+    def first_slot(self, state: DecodeState, geometry: Geometry) -> Int[Array, "B"]:
+        """Where the part of the block begins that holds the range: slots cover all of it, prompt included."""
+        return state.block_start_B - (state.block_start_B - state.pad_B) % self.open_length
+
+    def ends(self, pad_B: Int[Array, "B"], geometry: Geometry) -> Int[Array, "B"]:
+        """One past the last column of every row: of the block that holds the last token asked for."""
+        tokens_B = geometry.prompt_length - pad_B + self.gen_length
+        return pad_B + -(-tokens_B // self.block_length) * self.block_length
+
+    def waits(self, pad_B: Int[Array, "B"], geometry: Geometry) -> Bool[Array, "B"]:
+        """Rows whose first forward closes blocks of their prompt."""
+        prompt_B = geometry.prompt_length - pad_B
+        if self.cached:
+            return prompt_B >= self.block_length
+        return (prompt_B % self.block_length == 0) & self.closes
+
+    def is_first(self, column: Int[Array, "..."], pad: Int[Array, "..."]) -> Bool[Array, "..."]:
+        """Whether a column is the first of a block, in a row that begins at `pad`."""
+        return (column - pad) % self.block_length == 0
+
+    def begin(self, state: DecodeState, masked_BL: Bool[Array, "B L"], geometry: Geometry) -> Range:
+        """What follows the prompt in its block."""
+        return self._from(jnp.full_like(state.pad_B, geometry.prompt_length), state.pad_B)
+
+    def advance(
+        self, state: DecodeState, masked_BL: Bool[Array, "B L"], geometry: Geometry, *, leave_B: Bool[Array, "B"]
+    ) -> Range:
+        """The next part of the block, or the next block."""
+        return self._from(jnp.where(leave_B, state.block_end_B, state.block_start_B), state.pad_B)
+
+    def has_more(
+        self, state: DecodeState, masked_BL: Bool[Array, "B L"], geometry: Geometry, *, start_B: Int[Array, "B"]
+    ) -> Bool[Array, "B"]:
+        """Rows with masks from the range on.
+
+        As released, a shifted model decodes as many blocks as have the columns asked for: where the first one holds a
+        part of the prompt, these are some tokens fewer. If the blocks do not come out even, all tokens are there.
+        """
+        if self.logit_shift:
+            goal_B = jnp.full_like(start_B, geometry.prompt_length + self.gen_length)
+            if self.gen_length % self.block_length == 0:
+                goal_B -= (geometry.prompt_length - state.pad_B) % self.block_length
+        else:
+            goal_B = state.end_B
+        return (masked_BL & between(start_B, goal_B, columns=masked_BL.shape[1])).any(axis=1)
+
+    def _from(self, start_B: Int[Array, "B"], pad_B: Int[Array, "B"]) -> Range:
+        return Range(start_B, start_B + self.open_length - (start_B - pad_B) % self.open_length)
 
 
 def first_true(x_BL: Bool[Array, "B L"], *, otherwise: int) -> Int[Array, "B"]:

@@ -1,15 +1,18 @@
 """From settings to the axes of a decode: blocks, cache, stop rule. Policies: `policies/build.py`."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from dllm_jax.config import Config
-from dllm_jax.decoding.blocks import Adaptive, Aligned, Blocks, Growing, Pipelined, Sliding
-from dllm_jax.decoding.caching import BlockCache, CacheStrategy, NoCache, SlidingCache, WindowCache
+from dllm_jax.decoding.blocks import Adaptive, Aligned, Blocks, Counted, Growing, Pipelined, Sliding
+from dllm_jax.decoding.caching import BlockCache, CacheStrategy, FinalCache, NoCache, SlidingCache, WindowCache
 from dllm_jax.decoding.canvas import Geometry
-from dllm_jax.decoding.stopping import Both, EndOfText, Settled, StopRule
-from dllm_jax.settings import block_schedule, token_ids
+from dllm_jax.decoding.stopping import Both, EndOfBlock, EndOfText, Settled, StopRule
+from dllm_jax.errors import UsageError
+from dllm_jax.models.transformer import TransformerConfig
+from dllm_jax.settings import POLICY_FITS, block_schedule, check_model, check_schedule, check_steps, token_ids
 
 
 class Axes(NamedTuple):
@@ -19,16 +22,72 @@ class Axes(NamedTuple):
     cache: CacheStrategy
 
 
-def build_axes(config: Config, *, logit_shift: int, in_step: bool = True) -> Axes:
-    """The blocks and the cache strategy of the settings.
+def suited(config: Config, model: TransformerConfig) -> Config:
+    """The settings with what is left to the model filled in: the cache, the length of blocks, the steps of a block.
 
     Args:
         config: all settings.
-        logit_shift: the model makes its logits so many columns earlier.
+        model: the diffusion model.
+
+    Raises:
+        UsageError: they do not suit it.
+    """
+    decode = config.decode
+    if decode.cache == "auto":
+        kept = model.block_causal and "block" in POLICY_FITS[decode.policy].caches
+        decode = dataclasses.replace(decode, cache="block" if kept else "none")
+    check_model(decode, family=model.family, block_causal=model.block_causal)
+    if not model.block_causal:
+        check_schedule(decode)
+        return dataclasses.replace(config, decode=decode)
+    block_length = decode.block_length or model.causal_block
+    open_length = decode.sub_block_length or block_length
+    if block_length % open_length or open_length <= model.logit_shift:
+        raise UsageError(
+            f"decode.sub_block_length: expected a divisor of decode.block_length {block_length}, "
+            f"above {model.logit_shift}, got {open_length}"
+        )
+    blocks = -(-decode.gen_length // block_length)
+    check_steps(blocks, decode.steps)
+    decode = dataclasses.replace(decode, block_length=block_length, steps=decode.steps or blocks * block_length)
+    return dataclasses.replace(config, decode=decode)
+
+
+def build_geometry(config: Config, model: TransformerConfig, *, prompt_length: int) -> Geometry:
+    """The canvas, without slack; `config` is `suited`.
+
+    With blocks that are counted from a row's first token it has room for the whole of the last one.
+    """
+    decode = config.decode
+    if not model.block_causal or decode.policy == "apd":
+        return Geometry(prompt_length, decode.gen_length, block_schedule(decode)[0])
+    blocks = -(-(decode.gen_length - 1) // decode.block_length) + 1
+    return Geometry(prompt_length, blocks * decode.block_length, decode.block_length)
+
+
+def build_axes(config: Config, model: TransformerConfig, *, in_step: bool = True) -> Axes:
+    """The blocks and the cache strategy of the settings.
+
+    Args:
+        config: all settings, `suited`.
+        model: the diffusion model.
         in_step: all rows of a batch begin at the same time.
     """
-    blocks = build_blocks(config, in_step=in_step)
-    return Axes(blocks, build_cache(config, blocks, logit_shift=logit_shift))
+    decode = config.decode
+    if model.block_causal and decode.policy != "apd":
+        open_length, cached = decode.sub_block_length or decode.block_length, decode.cache == "block"
+        blocks = Counted(
+            block_length=decode.block_length,
+            open_length=open_length,
+            gen_length=decode.gen_length,
+            logit_shift=model.logit_shift,
+            cached=cached,
+        )
+        alone = open_length if decode.sub_block_cache and open_length < decode.block_length else 0
+        assert model.mask_id is not None
+        return Axes(blocks, FinalCache(decode.block_length, model.mask_id, alone) if cached else NoCache())
+    others = build_blocks(config, in_step=in_step)
+    return Axes(others, build_cache(config, others, logit_shift=model.logit_shift))
 
 
 def build_blocks(config: Config, *, in_step: bool = True) -> Blocks:
@@ -92,6 +151,8 @@ def build_stop(config: Config, *, end_ids: tuple[int, ...]) -> StopRule | None:
             return settled
         case "eot+settled":
             return Both(end_of_text, settled)
+        case "block_eos" | "early_eos":
+            return EndOfBlock(end_ids, early=config.decode.stop == "early_eos")
     return None
 
 

@@ -4,7 +4,8 @@ A full forward makes the keys and values of the whole canvas. Cached steps then 
 overwrite the slice's own; the rest stays as it was, until the cache is stale. `BlockCache` holds Fast-dLLM's caches
 (arXiv 2505.22618, section 3.2): the slice begins at the block's start, and a cache serves one block. `SlidingCache` is
 DSB's: the slice follows the open range, and a cache serves as many commits as a block has columns. `WindowCache` is
-APD's (arXiv 2506.00413): the slice follows each row's first mask, and the cache is made once.
+APD's (arXiv 2506.00413): the slice follows each row's first mask, and the cache is made once. `FinalCache` is that of
+models which are causal by blocks: what it holds of a block that is closed never changes again, so it is exact.
 """
 
 import dataclasses
@@ -44,6 +45,9 @@ class CacheStrategy(Protocol):
     def columns(self, geometry: Geometry) -> int:
         """Columns that hold the canvas and every slice (one that stuck out would be moved left silently)."""
 
+    def full_columns(self, geometry: Geometry) -> int:
+        """Columns of a full forward, on a canvas that may be one of the shorter ones."""
+
     def span(self, state: DecodeState, first_slot: Column) -> Span:
         """Where the next cached step looks."""
 
@@ -51,8 +55,16 @@ class CacheStrategy(Protocol):
         """Rows whose cache has to be made afresh; they wait until that holds for all rows of the batch."""
 
 
+class OfCanvas:
+    """A cache whose full forwards run the canvas."""
+
+    def full_columns(self, geometry: Geometry) -> int:
+        """All of it."""
+        return geometry.length
+
+
 @dataclasses.dataclass(frozen=True)
-class NoCache:
+class NoCache(OfCanvas):
     """Every step runs the whole canvas, and rows advance on their own."""
 
     keeps_writes = False
@@ -76,7 +88,7 @@ class NoCache:
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockCache:
+class BlockCache(OfCanvas):
     """A cache per block; with cached steps, all rows of a batch are in the same one.
 
     Attributes:
@@ -137,7 +149,7 @@ class BlockCache:
 
 
 @dataclasses.dataclass(frozen=True)
-class SlidingCache:
+class SlidingCache(OfCanvas):
     """A slice around the open range [s, e), and a fresh cache after so many commits.
 
     A slice begins before the range, with the columns that s has just passed but at least `margin` of them: their keys
@@ -189,7 +201,7 @@ class SlidingCache:
 
 
 @dataclasses.dataclass(frozen=True)
-class WindowCache:
+class WindowCache(OfCanvas):
     """Rows decode from left to right, each from its own cursor u on, the column behind its last commit.
 
     A forward sees the columns before u + M, which is the open range. Those from u - W on are run, and before them the
@@ -230,6 +242,67 @@ class WindowCache:
     def _reach(self, geometry: Geometry) -> int:
         """The most that a row accepts in one step and looks ahead in the next."""
         return min(2 * self.lookahead, geometry.gen_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class FinalCache:
+    """Keys and values of blocks that are closed; a forward runs the row's own block.
+
+    With `part_length` a forward runs only the open part of the block, where nobody needs more: as soon as the part has
+    a token in its first column, and the block has been run as a whole (Fast-dLLM v2's block cache). Keys and values of
+    the rest of the block are then those of the last forward that ran them.
+
+    Attributes:
+        block_length: of the model's mask.
+        mask_id: the token of a masked column.
+        part_length: columns that are open at once, if they may run alone; 0: they may not.
+    """
+
+    block_length: int
+    mask_id: int
+    part_length: int = 0
+
+    keeps_writes = True
+    lasts = True
+
+    def widths(self, geometry: Geometry) -> tuple[int, ...]:
+        """The part, the block."""
+        return (self.part_length, self.block_length) if self.part_length else (self.block_length,)
+
+    def columns(self, geometry: Geometry) -> int:
+        """A slice may begin with the last part of a block."""
+        return geometry.length + self.block_length
+
+    def full_columns(self, geometry: Geometry) -> int:
+        """The prompt."""
+        return geometry.prompt_length
+
+    def span(self, state: DecodeState, first_slot: Column) -> Span:
+        """The block that is decoded, or closed, or its part."""
+        column_B = state.block_start_B - state.closing_B
+        first_B = column_B - (column_B - state.pad_B) % self.block_length
+        behind_B = first_B + self.block_length
+        if not self.part_length:
+            return Span(first_B, end_B=behind_B, seen_B=behind_B)
+        alone_B = self._has_run(state, first_B) & (_at(state.tokens_BL, first_slot) != self.mask_id)
+        first_B = jnp.where(alone_B, first_slot, first_B)
+        end_B = jnp.where(alone_B, first_slot + self.part_length, behind_B)
+        return Span(first_B, end_B=end_B, seen_B=behind_B, run_B=end_B)
+
+    def _has_run(self, state: DecodeState, first_B: Int[Array, "B"]) -> Bool[Array, "B"]:
+        """Rows whose block, from `first_B` on, was run as a whole: for this part of it, or for those before."""
+        start_B = state.block_start_B
+        is_decoded_B = (start_B > first_B) & (_at(state.commit_step_BL, start_B - 1) > 0)
+        return ~state.closing_B & (is_decoded_B | (state.block_nfe_B > 0))
+
+    def stale(self, state: DecodeState) -> Bool[Array, "B"]:
+        """At first, if the prompt has a block."""
+        return state.closing_B & (state.nfe_B == 0)
+
+
+def _at(x_BL: Int[Array, "B L"], column: Column) -> Int[Array, "B"]:
+    """What stands in a column of every row."""
+    return jnp.take_along_axis(x_BL, jnp.broadcast_to(column, len(x_BL))[:, None], axis=1)[:, 0]
 
 
 def shorter_canvases(geometry: Geometry, *, multiple: int) -> tuple[Geometry, ...]:

@@ -2,7 +2,8 @@
 
     outer loop: while any row is live
       |
-      +-- full step: a forward of the canvas, which makes the cache     run -> predict -> commit -> stop -> advance
+      +-- full step: a forward of the canvas (of the prompt, with a
+      |   cache that is final), which makes the cache                   run -> predict -> commit -> stop -> advance
       |
       +-- inner loop: while the cache serves a live row
             |
@@ -10,10 +11,10 @@
 
 | what is decided | by which axis | in |
 |---|---|---|
-| columns that may be committed, and where a row goes next | blocks | `blocks.py` |
+| columns that may be committed, where a row goes next, which forwards only close a block | blocks | `blocks.py` |
 | columns that run, keys and values that are kept, when they are made afresh | cache | `caching.py` |
 | token and confidence of a column | sampler, noise | `prediction.py`, `sampling.py` |
-| what is committed, and taken back; when a row is done with its block | policy | `policies/` |
+| what is committed, taken back, written over; when a row is done with its block | policy | `policies/` |
 | where a row ends, and whether the rest of it is committed at once | stop | `stopping.py` |
 | everything that is written into the state | none: `stepping.step` | `stepping.py` |
 
@@ -83,7 +84,7 @@ def run(engine: Engine, batch: Batch, *, fewest: Int[Array, ""] | None = None) -
 def _trip(engine: Engine, batch: Batch, geometry: Geometry, *, fewest: Int[Array, ""] | None) -> Batch:
     """A trip of the outer loop: a full step, then cached steps until the cache serves no live row any more."""
     stale_B = engine.cache.stale(batch.carry.state)
-    carry, cache = full_step(engine, batch.carry, length=geometry.length)
+    carry, cache = full_step(engine, batch.carry, length=engine.cache.full_columns(geometry))
     widths = engine.cache.widths(geometry)
     if not widths:
         return Batch(carry, None)

@@ -13,7 +13,7 @@ from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
 from dllm_jax.decoding import canvas, shadows
-from dllm_jax.decoding.blocks import Blocks
+from dllm_jax.decoding.blocks import Blocks, Counted
 from dllm_jax.decoding.caching import CacheStrategy, Column, Span
 from dllm_jax.decoding.canvas import Geometry
 from dllm_jax.decoding.policies.base import Policy, Sizes
@@ -105,6 +105,8 @@ class Engine:
     def most_forwards(self) -> int | Int[Array, ""]:
         """The most forwards that a row can need."""
         forwards = self.policy.most_forwards(self.geometry)
+        if self.blocks.closes:
+            forwards += self.geometry.num_blocks + 1  # the prompt's forward, and those that close blocks
         if self.block_limit is None:
             return forwards
         return jnp.maximum(forwards, self.block_limit * self.geometry.num_blocks)
@@ -133,6 +135,10 @@ class Engine:
 
     def start(self, state: DecodeState) -> Carry:
         """The carry before the first forward."""
+        if isinstance(self.blocks, Counted):
+            end_B = self.blocks.ends(state.pad_B, self.geometry)
+            waits_B = self.blocks.waits(state.pad_B, self.geometry)
+            state = dataclasses.replace(state, end_B=end_B, cached_end_B=end_B, closing_B=waits_B)
         start_B, end_B = self.blocks.begin(state, self.masked(state), self.geometry)
         state = dataclasses.replace(state, block_start_B=start_B, block_end_B=end_B)
         sizes = Sizes(self.blocks.width(self.geometry), self.model.config.vocab_size)
@@ -212,7 +218,7 @@ class Engine:
         if self.sampler.stochastic:
             position_BQ = jnp.broadcast_to(slots.all() - self.geometry.prompt_length, (len(state.nfe_B), slots.width))
             vocab_size = self.model.config.vocab_size
-            gumbel_BQV = self.noise.gumbel(state.row_B, state.nfe_B, position_BQ, vocab_size=vocab_size)
+            gumbel_BQV = self.noise.gumbel(state.row_B, state.decided, position_BQ, vocab_size=vocab_size)
         return predict_slots(self.model.unembed(hidden), self.sampler, noise=gumbel_BQV)
 
     def run(

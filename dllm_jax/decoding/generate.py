@@ -15,7 +15,7 @@ from dllm_jax import hosts
 from dllm_jax import mesh as meshes
 from dllm_jax.config import Config, validate
 from dllm_jax.decoding.blocks import Blocks
-from dllm_jax.decoding.build import build_axes, build_stop
+from dllm_jax.decoding.build import build_axes, build_geometry, build_stop, suited
 from dllm_jax.decoding.caching import CacheStrategy, shorter_canvases
 from dllm_jax.decoding.canvas import Geometry, bucketed_prompt_length, pad_prompts
 from dllm_jax.decoding.driver import decode
@@ -30,7 +30,7 @@ from dllm_jax.decoding.streaming import Finished, stream
 from dllm_jax.errors import UsageError
 from dllm_jax.memory import bytes_per_device, check_fits, exhaustion_told, placed, plan_bytes
 from dllm_jax.models.attention import key_multiple
-from dllm_jax.models.model import Model, computing
+from dllm_jax.models.model import Model, computing, with_causal_block
 from dllm_jax.settings import block_schedule, token_ids
 from dllm_jax.timing import CompileCount
 
@@ -54,26 +54,41 @@ class Decoder:
         self, model: Model, config: Config, *, end_ids: tuple[int, ...] | None = None, **companions: Any
     ) -> None:
         validate(config)
-        if model.config.mask_id is None:
-            raise UsageError(f"model.path: expected a masked diffusion model, got the {model.config.family} model")
-        self.model, self.config = model, config
+        mask_id = model.config.mask_id
+        if mask_id is None:
+            hint = " without a mask (add mask_token_id to config.json)" if model.config.block_causal else ""
+            raise UsageError(
+                f"model.path: expected a masked diffusion model, got the {model.config.family} model{hint}"
+            )
+        self.config = config = suited(config, model.config)
+        if model.config.block_causal:
+            model = with_causal_block(model, config.decode.block_length)
+        self.model = model
         self.companions = checked(companions, config, model=model)
         check_blocks(config, model=model)
         self.models = (model, *(each for each in self.companions.values() if isinstance(each, Model)))
         self.max_length = min(each.config.max_length for each in self.models)
         self.end_ids = model.config.end_ids if end_ids is None else end_ids
-        self.mask_id: int = model.config.mask_id
+        self.mask_id = mask_id
         self.block_length, steps = block_schedule(config.decode)
-        steps_per_block = steps // (config.decode.gen_length // self.block_length)
+        steps_per_block = steps // -(-config.decode.gen_length // self.block_length)
         # The released dual-cache loop stops after the scheduled forwards even when a policy left masks in the block.
         limited = config.decode.compat == "reference" and config.decode.cache == "dual"
         self.block_limit = jnp.int32(steps_per_block) if limited else None
         self.noise: Noise = KeyedNoise(jax.random.key(config.decode.seed))
-        self.axes = build_axes(config, logit_shift=model.config.logit_shift)
-        self.axes_of_slots = build_axes(config, logit_shift=model.config.logit_shift, in_step=False)
+        self.axes = build_axes(config, model.config)
+        self.axes_of_slots = build_axes(config, model.config, in_step=False)
         recipe = RECIPES[config.decode.policy]
         self.sampler = recipe.sampler(config, Sampler.from_settings(config.decode, model.config, end_ids=self.end_ids))
-        self.policy = recipe.make(config, Parts(self.sampler, self.end_ids, self.mask_id, self.companions))
+        parts = Parts(
+            sampler=self.sampler,
+            end_ids=self.end_ids,
+            mask_id=self.mask_id,
+            companions=self.companions,
+            block_length=config.decode.block_length if model.config.block_causal else self.block_length,
+            block_causal=model.config.block_causal,
+        )
+        self.policy = recipe.make(config, parts)
         if self.policy.wants.attention > model.config.num_layers:
             raise UsageError(
                 f"{config.decode.policy}.layers: expected at most {model.config.num_layers}, those of the model, "
@@ -174,7 +189,7 @@ class Decoder:
             in_step: all its rows begin at the same time.
         """
         decode, axes = self.config.decode, self.axes if in_step else self.axes_of_slots
-        geometry = Geometry(self.prompt_length(longest), decode.gen_length, self.block_length)
+        geometry = build_geometry(self.config, self.model.config, prompt_length=self.prompt_length(longest))
         geometry = with_slack(geometry, axes.cache, axes.blocks, multiple=self.key_multiple)
         # With a cache rows end in the block that they decode, which is then their last: no full forward follows.
         shrinks = "eot" in decode.stop and decode.cache == "none"
@@ -312,7 +327,8 @@ class Decoder:
 
     def result(self, final: DecodeState, geometry: Geometry, timing: Timing, *, slots: Sequence[int]) -> DecodeResult:
         """Some rows of a batch, which are finished."""
-        return result(final, geometry, timing, slots=slots, end_ids=self.end_ids, mask_id=self.mask_id)
+        shape = dataclasses.replace(geometry, gen_length=self.config.decode.gen_length)
+        return result(final, shape, timing, slots=slots, end_ids=self.end_ids, mask_id=self.mask_id)
 
 
 def length_multiple(platform: str) -> int:

@@ -41,6 +41,7 @@ class Sampler:
     cfg_scale: Float[Array, ""]
     stochastic: bool = struct.field(pytree_node=False)  # temperature > 0
     cut: bool = struct.field(pytree_node=False)  # top_p < 1
+    top_k: int = struct.field(pytree_node=False)  # tokens that may be drawn; 0: all
     tempered: bool = struct.field(pytree_node=False)  # the confidence is Dream's, else LLaDA's
     guided: bool = struct.field(pytree_node=False)  # cfg_scale > 0: the batch holds a second, promptless half
     order_by_drawn: bool = struct.field(pytree_node=False)  # else by the most likely token
@@ -64,7 +65,8 @@ class Sampler:
             cfg_scale=jnp.float32(decode.cfg_scale),
             stochastic=decode.temperature > 0,
             cut=decode.top_p < 1,
-            tempered=decode.policy in DREAM_ORDERS,
+            top_k=min(decode.top_k, model.vocab_size),
+            tempered=decode.policy in DREAM_ORDERS or model.block_causal,
             guided=decode.cfg_scale > 0,
             order_by_drawn=decode.temperature_affects_order,
             mask_id=None if decode.compat == "reference" else model.mask_id,
@@ -106,10 +108,13 @@ def proposable(logits_BQV: Float[Array, "B Q V"], mask_id: int | None) -> Float[
 
 
 def drawn_from(logits_BQV: Float[Array, "B Q V"], sampler: Sampler) -> Float[Array, "B Q V"]:
-    """The logits that a token is drawn from: with top-p, -inf outside the nucleus of softmax(logits / temperature).
+    """The logits that a token is drawn from: -inf but for the top k, and of those outside the nucleus.
 
-    A nucleus of [MASK] alone also holds the best token.
+    The nucleus is that of softmax(logits / temperature). One of [MASK] alone also holds the best token.
     """
+    if sampler.top_k:
+        least_BQ = jax.lax.top_k(logits_BQV, sampler.top_k)[0][..., -1]
+        logits_BQV = jnp.where(logits_BQV >= least_BQ[..., None], logits_BQV, -jnp.inf)
     if not sampler.cut:
         return logits_BQV
     temperature = sampler.temperature if sampler.stochastic else 1.0

@@ -62,7 +62,7 @@ def blank(engine: Engine, state: DecodeState, mesh: Mesh) -> Batch:
         carry = engine.start(state)
         if not (engine.cache.lasts and engine.cache.widths(engine.geometry)):
             return Batch(carry, None)
-        carry, cache = full_step(engine, carry, length=engine.geometry.length)
+        carry, cache = full_step(engine, carry, length=engine.cache.full_columns(engine.geometry))
         return Batch(carry, widened(cache, columns=engine.geometry.columns))
 
     def shape(x: jax.ShapeDtypeStruct, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:

@@ -34,7 +34,7 @@ def result(
     def host(array: jax.Array) -> np.ndarray:
         return np.asarray(array)[chosen]
 
-    end_B = host(final.end_B) - geometry.prompt_length
+    end_B = np.minimum(host(final.end_B), geometry.length) - geometry.prompt_length
     is_behind_BG = np.arange(geometry.gen_length)[None, :] >= end_B[:, None]
     tokens_BG = np.where(is_behind_BG, end_ids[0], host(final.tokens_BL)[:, generated])
     is_mask_BG = tokens_BG == mask_id

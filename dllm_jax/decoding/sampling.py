@@ -1,7 +1,8 @@
 """Random draws, the set they are made from, and rankings.
 
-A draw depends on the seed, the row's index in the job, the row's own forward count, the generated position and (for
-tokens) the vocabulary id; never on the batch, the slot or the padding.
+A draw depends on the seed, the row's index in the job, the row's own forward count (without forwards that only close a
+block: a cache that is exact draws as none does), the generated position and (for tokens) the vocabulary id; never on
+the batch, the slot or the padding.
 """
 
 import functools

@@ -27,12 +27,19 @@ class DecodeState:
     block_start_B: Int[Array, "B"]  # first column of the open range, see `blocks.py`
     block_end_B: Int[Array, "B"]  # one past its last column, if the row does not end before
     block_nfe_B: Int[Array, "B"]  # forwards spent on that block
+    closing_B: Bool[Array, "B"]  # the next forward is of the block before, whose tokens are final: see `Counted`
     nfe_B: Int[Array, "B"]  # forwards spent on the row
+    closed_B: Int[Array, "B"]  # of which those that only closed a block
     live_B: Bool[Array, "B"]  # not finished
     failed_B: Bool[Array, "B"]  # ended by non-finite numbers or by the bound on forwards, not by the decoder
     iterations: Int[Array, ""]  # forwards of the batch
     columns: Int[Array, ""]  # canvas columns those forwards ran, per row
     log: Any = None  # what the policy reports, set at the end
+
+    @property
+    def decided(self) -> Int[Array, "B"]:
+        """Forwards in which a policy decided: they are the same with a cache that is exact as with none."""
+        return self.nfe_B - self.closed_B
 
     @classmethod
     def start(
@@ -56,7 +63,9 @@ class DecodeState:
             block_start_B=prompt_end_B,
             block_end_B=prompt_end_B,
             block_nfe_B=zero_B,
+            closing_B=jnp.zeros_like(live_B),
             nfe_B=zero_B,
+            closed_B=zero_B,
             live_B=live_B,
             failed_B=jnp.zeros_like(live_B),
             iterations=jnp.int32(0),

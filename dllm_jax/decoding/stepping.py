@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from dllm_jax.decoding import canvas
+from dllm_jax.decoding.blocks import Counted
+from dllm_jax.decoding.closing import crossed
 from dllm_jax.decoding.engine import Carry, Engine, Forward, Slots
-from dllm_jax.decoding.policies.base import Commit, InPlace, PerSlot, View
-from dllm_jax.decoding.prediction import Prediction
+from dllm_jax.decoding.policies.base import Commit, InPlace, PerSlot, Reported, View
+from dllm_jax.decoding.prediction import Prediction, proposable
 from dllm_jax.decoding.state import DecodeState
 from dllm_jax.decoding.stopping import Look
 from dllm_jax.models.cache import Cache, columns_of
@@ -93,15 +95,18 @@ def step(engine: Engine, carry: Carry, forward: Forward, *, slots: Slots, active
     if commit.failed_B is not None:
         broken_B |= commit.failed_B
     broken_B &= active_B
-    counts_B = active_B & ~broken_B
+    decides_B = active_B & ~before.closing_B
+    counts_B = decides_B & ~broken_B
     state = _committed(engine, state, commit, for_policy, view, counts_B=counts_B)
+    if engine.model.config.logit_shift and engine.blocks.closes:
+        state = _began(engine, state, for_policy, counts_B=active_B & before.closing_B & ~broken_B)
     state, filled_B = _stopped(engine, before, state, commit, for_stop, slots=slots, counts_B=counts_B)
-    leave_B = active_B & (commit.leave_B | _cut_short(engine, state, before) | filled_B)
+    leave_B = decides_B & (commit.leave_B | _cut_short(engine, state, before) | filled_B)
     if not engine.looks_everywhere:
         filled_B = jnp.zeros_like(filled_B)  # it was the block that was filled
     state = _advanced(engine, state, active_B=active_B, leave_B=leave_B, done_B=filled_B, broken_B=broken_B)
     state = dataclasses.replace(state, columns=state.columns + forward.columns)
-    policy_state = freeze(commit.policy_state, policy_state, active_B)
+    policy_state = freeze(commit.policy_state, policy_state, decides_B, active_B=active_B)
     return Carry(state, _followed(engine, policy_state, before, state, leave_B=leave_B))
 
 
@@ -132,6 +137,8 @@ def _view(engine: Engine, state: DecodeState, forward: Forward, slots: Slots) ->
     geometry, columns_BQ = engine.geometry, slots.all()
     token_BQ = canvas.take_columns(state.tokens_BL, slots.first, width=slots.width)
     is_before_end_BQ = columns_BQ < jnp.minimum(state.block_end_B, state.end_B)[:, None]
+    if engine.blocks.closes:
+        is_before_end_BQ &= ~state.closing_B[:, None]
     first_B = jnp.full_like(state.end_B, geometry.prompt_length)
     is_text_BL = canvas.between(first_B, state.end_B, columns=geometry.columns)
     view = View(
@@ -144,8 +151,9 @@ def _view(engine: Engine, state: DecodeState, forward: Forward, slots: Slots) ->
         end_B=state.end_B,
         filled_B=jnp.sum((state.tokens_BL != engine.mask_id) & is_text_BL, axis=1),
         row_B=state.row_B,
-        nfe_B=state.nfe_B,
+        nfe_B=state.decided,
         block_nfe_B=state.block_nfe_B,
+        closing_B=state.closing_B,
         looks=forward.looks,
     )
     if forward.shadow is not None:
@@ -174,9 +182,27 @@ def _committed(
     if commit.retract_BQ is not None:
         retract_BQ = commit.retract_BQ & view.block_BQ & ~view.open_BQ & counts_B[:, None]
         state = write(state, slots, retract_BQ, (engine.mask_id, 0, 0.0))
+    if commit.edit_BQ is not None:
+        edit_BQ = commit.edit_BQ & view.block_BQ & ~view.open_BQ & counts_B[:, None]
+        state = write(state, slots, edit_BQ, (commit.token_BQ, commit_step_B1, score_BQ))
     if commit.end_B is None:
         return state
     return dataclasses.replace(state, end_B=jnp.where(counts_B, commit.end_B, state.end_B))
+
+
+def _began(engine: Engine, state: DecodeState, predicted: Predicted, *, counts_B: Bool[Array, "B"]) -> DecodeState:
+    """The state with the first token of the next block, where the last position of the one before predicts it.
+
+    It is the likeliest at any temperature, as released.
+    """
+    assert isinstance(engine.blocks, Counted)
+    slots, prediction = predicted
+    logits_BQV = proposable(prediction.logits_BQV, engine.sampler.mask_id)
+    is_begun_B = counts_B & engine.blocks.is_first(state.block_start_B, state.pad_B)
+    is_masked_B = state.block_start_B < state.end_B  # else the row ends with the block that was closed
+    mask_BQ = (jnp.arange(slots.width)[None, :] == 0) & (is_begun_B & is_masked_B)[:, None]
+    new = (jnp.argmax(logits_BQV, axis=-1), state.nfe_B[:, None] + 1, prediction.confidence_BQ)
+    return write(state, slots, mask_BQ, new)
 
 
 def _stopped(
@@ -269,31 +295,50 @@ def _advanced(
     broken_B: Bool[Array, "B"],
 ) -> DecodeState:
     """The state with its open ranges moved and its forwards counted; rows at their end are live no more."""
-    start_B, end_B = engine.blocks.advance(state, engine.masked(state), engine.geometry, leave_B=leave_B)
+    masked_BL = engine.masked(state)
+    start_B, end_B = engine.blocks.advance(state, masked_BL, engine.geometry, leave_B=leave_B)
     start_B = jnp.where(active_B, start_B, state.block_start_B)
     nfe_B = state.nfe_B + active_B
-    goes_on_B = state.live_B & (start_B < state.end_B) & ~done_B
+    closing_B, last_B = crossed(engine, state, start_B=start_B, active_B=active_B, leave_B=leave_B)
+    ended_B = last_B < state.end_B
+    has_more_B = engine.blocks.has_more(state, masked_BL, engine.geometry, start_B=start_B)
+    if isinstance(engine.blocks, Counted):  # a range without masks may be gone over again
+        has_more_B |= ~(leave_B | (active_B & state.closing_B))
+    goes_on_B = state.live_B & (has_more_B | closing_B) & ~done_B & ~ended_B
     failed_B = broken_B | (goes_on_B & (nfe_B >= engine.most_forwards))
     enters_B = leave_B if engine.blocks.in_turn else jnp.zeros_like(leave_B)
     return dataclasses.replace(
         state,
         block_start_B=start_B,
         block_end_B=jnp.where(active_B, end_B, state.block_end_B),
-        block_nfe_B=jnp.where(enters_B, 0, state.block_nfe_B + active_B),
+        block_nfe_B=jnp.where(enters_B, 0, state.block_nfe_B + (active_B & ~state.closing_B)),
+        closing_B=closing_B,
         nfe_B=nfe_B,
+        closed_B=state.closed_B + (active_B & state.closing_B),
+        end_B=last_B,
         live_B=goes_on_B & ~failed_B,
         failed_B=state.failed_B | failed_B,
         iterations=state.iterations + 1,
     )
 
 
-def freeze(new: Any, old: Any, active_B: Bool[Array, "B"]) -> Any:
-    """A policy's state, new for the active rows and old for the others; what is `InPlace` is new for all."""
+def freeze(new: Any, old: Any, decides_B: Bool[Array, "B"], *, active_B: Bool[Array, "B"]) -> Any:
+    """A policy's state, new for the rows for which it decided and old for the others.
 
-    def choose(n: Any, o: Any) -> Any:
-        return n if isinstance(n, InPlace) else jnp.where(per_row(active_B, n), n, o)
+    What is `InPlace` is new for all, what is `Reported` always for all rows that the forward counted for.
+    """
 
-    return jax.tree.map(choose, new, old, is_leaf=lambda x: isinstance(x, InPlace))
+    def choose(n: Any, o: Any, rows_B: Array = decides_B) -> Any:
+        if isinstance(n, InPlace):
+            return n
+        if isinstance(n, Reported):
+            return jax.tree.map(lambda new, old: choose(new, old, active_B), n, o)
+        return jnp.where(per_row(rows_B, n), n, o)
+
+    def is_leaf(part: Any) -> bool:
+        return isinstance(part, InPlace) or (isinstance(part, Reported) and part.always)
+
+    return jax.tree.map(choose, new, old, is_leaf=is_leaf)
 
 
 def _followed(

@@ -107,6 +107,37 @@ class Settled:
 
 
 @struct.dataclass
+class EndOfBlock:
+    """Ends a row with the block in which a committed token ends its text, as models of block diffusion do.
+
+    Attributes:
+        end_ids: tokens that end a text.
+        early: it ends at such a token, as soon as nothing before it is masked.
+    """
+
+    end_ids: tuple[int, ...] = struct.field(pytree_node=False)
+    early: bool = struct.field(pytree_node=False)
+
+    @property
+    def everywhere(self) -> bool:
+        """It looks at what was committed only."""
+        return False
+
+    def first_end(self, tokens_BL: Int[Array, "B L"], among_BL: Bool[Array, "B L"]) -> Int[Array, "B"]:
+        """The first column of some that holds such a token; L if there is none."""
+        is_end_BL = is_any(tokens_BL, self.end_ids) & among_BL
+        return jnp.where(is_end_BL.any(axis=1), jnp.argmax(is_end_BL, axis=1), tokens_BL.shape[1])
+
+    def apply(self, end_B: Int[Array, "B"], look: Look) -> Ending:
+        """As before: what was committed is looked at when the row goes on (`stepping.py`)."""
+        return Ending(end_B)
+
+    def never(self) -> "EndOfBlock":
+        """No token ends a text."""
+        return dataclasses.replace(self, end_ids=())
+
+
+@struct.dataclass
 class Both:
     """One rule, then another on what it left."""
 

@@ -38,8 +38,9 @@ class Variant:
     def method(self) -> str:
         """What its structure is called: the policy, and of blocks, cache and stop rule those that are not plain."""
         decode = self.metrics["config"]["decode"]
-        special = [f"{decode[axis]} {axis}" for axis, plain in PLAIN.items() if decode[axis] not in (plain, "window")]
-        return ", ".join([decode["policy"], *special])  # only APD has a window, and no other cache
+        untold = ("window", "auto")  # only APD has a window, and no other cache; auto is what the model has
+        special = [f"{decode[axis]} {axis}" for axis, plain in PLAIN.items() if decode[axis] not in (plain, *untold)]
+        return ", ".join([decode["policy"], *special])
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def refuse_variants(fields: Mapping[str, Any], *, in_blocks: bool = False) -> No
         if not in_blocks and fields.get(name) is not None:
             raise UsageError(
                 f"config.json field {name}: expected none (every position attends to the whole canvas), got "
-                f"{fields[name]!r} (models of block diffusion are not supported)"
+                f"{fields[name]!r} (of block diffusion LLaDA2, SDAR and Fast-dLLM v2 are read)"
             )
     layers = fields.get("layer_types") or ()
     sliding = [kind for kind in layers if kind != "full_attention"]

@@ -5,11 +5,13 @@ Nothing here imports JAX, so that a command can show help or an error at once.
 
 from dllm_jax.settings.base import Section, at_least, check_fields, is_text, numbers, setting, token_ids
 from dllm_jax.settings.combinations import (
+    BLOCK_STOPS,
     BLOCKS,
     BLOCKS_CACHES,
     CACHES,
     DREAM_ORDERS,
     FAST_DLLM,
+    OF_BLOCKS,
     ONE_GRID,
     POLICIES,
     POLICY_FITS,
@@ -17,6 +19,7 @@ from dllm_jax.settings.combinations import (
     Fits,
     blocks_table,
     check_combination,
+    check_model,
     policy_table,
 )
 from dllm_jax.settings.evaluation import EvalSettings
@@ -31,6 +34,8 @@ from dllm_jax.settings.general import (
     PlanSettings,
     TokenizerSettings,
     block_schedule,
+    check_schedule,
+    check_steps,
     refill_share,
 )
 from dllm_jax.settings.policies import (
@@ -40,7 +45,9 @@ from dllm_jax.settings.policies import (
     CreditSettings,
     DawnSettings,
     DicoSettings,
+    DynamicSettings,
     EbSettings,
+    EditSettings,
     EntropyThresholdSettings,
     EotSettings,
     FactorSettings,
@@ -62,9 +69,11 @@ from dllm_jax.settings.policies import (
 __all__ = [
     "BLOCKS",
     "BLOCKS_CACHES",
+    "BLOCK_STOPS",
     "CACHES",
     "DREAM_ORDERS",
     "FAST_DLLM",
+    "OF_BLOCKS",
     "ONE_GRID",
     "POLICIES",
     "POLICY_FITS",
@@ -78,7 +87,9 @@ __all__ = [
     "DecodeSettings",
     "DicoSettings",
     "DistributedSettings",
+    "DynamicSettings",
     "EbSettings",
+    "EditSettings",
     "EntropyThresholdSettings",
     "EotSettings",
     "EvalSettings",
@@ -109,6 +120,9 @@ __all__ = [
     "blocks_table",
     "check_combination",
     "check_fields",
+    "check_model",
+    "check_schedule",
+    "check_steps",
     "is_text",
     "numbers",
     "policy_table",

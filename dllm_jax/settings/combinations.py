@@ -1,46 +1,54 @@
 """What goes together, as data: the commands print this table, and refuse what it does not hold."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dllm_jax.errors import UsageError
 
 DREAM_ORDERS = ("entropy", "maskgit_plus", "topk_margin")
-STOPS = ("none", "eot", "settled", "eot+settled")
+OF_BLOCKS = ("dynamic", "sequential", "edit")  # policies of models whose attention is causal by blocks
+BLOCK_STOPS = ("block_eos", "early_eos")
+STOPS = ("none", "eot", "settled", "eot+settled", *BLOCK_STOPS)
 BLOCKS_CACHES = {  # the caches of every kind of blocks
-    "aligned": ("none", "prefix", "dual", "window"),
+    "aligned": ("none", "prefix", "dual", "window", "block"),
     "sliding": ("none", "sliding"),
     "growing": ("none", "sliding"),
     "adaptive": ("none", "prefix", "dual"),
     "pipelined": ("none",),
 }
 BLOCKS = tuple(BLOCKS_CACHES)
-CACHES = ("none", "prefix", "dual", "window", "sliding")
+CACHES = ("none", "prefix", "dual", "window", "sliding", "block")
 
 
 class Fits(NamedTuple):
     """What a policy goes together with."""
 
-    caches: tuple[str, ...] = ("none", "prefix", "dual", "sliding")
+    caches: tuple[str, ...] = ("none", "prefix", "dual", "sliding", "block")
     blocks: tuple[str, ...] = BLOCKS
     stops: tuple[str, ...] = STOPS
     compat: tuple[str, ...] = ("none",)  # with a dual cache: a bug of Fast-dLLM's loop, which others do not have
     dense: bool = False  # attention whose scores are in memory
+    block_causal: bool = True  # models whose attention is causal by blocks
 
 
 FAST_DLLM = Fits(compat=("none", "reference"))
-ONE_GRID = Fits(caches=("none", "prefix", "dual"), blocks=("aligned",))
+ONE_GRID = Fits(caches=("none", "prefix", "dual", "block"), blocks=("aligned",))
 POLICY_FITS = {
     "low_confidence": FAST_DLLM,
     "random": FAST_DLLM,
     "threshold": FAST_DLLM,
     "factor": FAST_DLLM,
-    **dict.fromkeys(DREAM_ORDERS, ONE_GRID._replace(compat=("none", "reference"))),
+    **dict.fromkeys(
+        DREAM_ORDERS,
+        ONE_GRID._replace(caches=("none", "prefix", "dual"), compat=("none", "reference"), block_causal=False),
+    ),
     **dict.fromkeys(("frechet", "klass", "local_leap", "r2", "hierarchy", "credit", "eb", "entropy_threshold"), Fits()),
     **dict.fromkeys(("dawn", "clad"), Fits(caches=("none",), dense=True)),
-    "wino": Fits(caches=("none",), blocks=("aligned", "adaptive"), dense=True),
+    "wino": Fits(caches=("none",), blocks=("aligned", "adaptive"), dense=True, block_causal=False),
     "apd": Fits(caches=("none", "window"), blocks=("aligned",), stops=("none",)),
     "learn2pd": ONE_GRID,
     "dico": ONE_GRID,
+    **dict.fromkeys(("dynamic", "sequential"), ONE_GRID),
+    "edit": ONE_GRID._replace(caches=("none", "block")),
 }
 POLICIES = tuple(POLICY_FITS)
 
@@ -64,6 +72,32 @@ def check_combination(*, policy: str, cache: str, blocks: str, stop: str, compat
         if stop != "none" or blocks != "aligned":
             other = f"decode.stop {stop}" if stop != "none" else f"decode.blocks {blocks}"
             _check("compat", compat, ("none",), f"{other} and decode.cache dual")
+
+
+def check_model(decode: Any, *, family: str, block_causal: bool) -> None:
+    """Refuses settings that do not suit a model.
+
+    Args:
+        decode: the settings of the decode.
+        family: of the model, to be told.
+        block_causal: its attention is causal by blocks; else it sees the whole canvas.
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    beside = f"a model of the family {family}"
+    if not block_causal:
+        _check("cache", decode.cache, tuple(cache for cache in CACHES if cache != "block"), beside)
+        _check("stop", decode.stop, tuple(stop for stop in STOPS if stop not in BLOCK_STOPS), beside)
+        if decode.sub_block_length:
+            raise UsageError(f"decode.sub_block_length: expected 0 with {beside}, got {decode.sub_block_length}")
+        return
+    policies = tuple(policy for policy in POLICIES if POLICY_FITS[policy].block_causal)
+    _check("policy", decode.policy, policies, beside)
+    _check("cache", decode.cache, ("none",) if decode.policy == "apd" else ("none", "block"), beside)
+    _check("blocks", decode.blocks, ("aligned",), beside)
+    _check("stop", decode.stop, ("none",) if decode.policy == "apd" else ("none", *BLOCK_STOPS), beside)
+    _check("compat", decode.compat, ("none",), beside)
 
 
 def _check(name: str, value: str, allowed: tuple[str, ...], beside: str) -> None:

@@ -6,7 +6,16 @@ from typing import Any
 
 from dllm_jax.errors import UsageError
 from dllm_jax.settings.base import Section, numbers, setting
-from dllm_jax.settings.combinations import BLOCKS, CACHES, DREAM_ORDERS, POLICIES, STOPS, check_combination
+from dllm_jax.settings.combinations import (
+    BLOCK_STOPS,
+    BLOCKS,
+    CACHES,
+    DREAM_ORDERS,
+    OF_BLOCKS,
+    POLICIES,
+    STOPS,
+    check_combination,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +152,25 @@ class DecodeSettings(Section):
     """The decoding itself."""
 
     policy: str = setting("low_confidence", "which tokens are committed in a step", choices=POLICIES)
-    cache: str = setting("none", "which keys and values are kept between steps", choices=CACHES)
+    cache: str = setting(
+        "auto",
+        "which keys and values are kept between steps (auto: block for models that are causal by blocks, else none)",
+        choices=("auto", *CACHES),
+    )
     blocks: str = setting("aligned", "which columns are open to be committed, as the decoding moves on", choices=BLOCKS)
     stop: str = setting("none", "when a row ends before its last block", choices=STOPS)
     gen_length: int = setting(96, "tokens to generate", least=1)
     block_length: int = setting(
-        32, "tokens decoded together, block after block (0, apd, Dream's orders, a shorter canvas: all)", least=0
+        32,
+        "tokens decoded together, block after block (0, apd, Dream's orders, a shorter canvas: all; 0 with a model "
+        "that is causal by blocks: as in its config.json)",
+        least=0,
+    )
+    sub_block_length: int = setting(
+        0, "with such a model, columns of a block that are open at once (0: the whole block; Fast-dLLM v2: 8)", least=0
+    )
+    sub_block_cache: bool = setting(
+        False, "run only these columns, against the rest of their block as it was last run (Fast-dLLM v2)"
     )
     steps: int = setting(0, "forwards of the fixed schedules, over all blocks (0: gen_length, one token each)", least=0)
     temperature: float = setting(0.0, "temperature of the Gumbel draw; 0 takes the most likely token", least=0)
@@ -158,6 +180,7 @@ class DecodeSettings(Section):
     top_p: float = setting(
         1.0, "draw among the likeliest tokens that hold this much probability (1: among all)", above=0, most=1
     )
+    top_k: int = setting(0, "draw among so many likeliest tokens (0: among all)", least=0)
     cfg_scale: float = setting(
         0.0, "classifier-free guidance; above 0 every forward also runs without the prompt", least=0
     )
@@ -183,7 +206,8 @@ class DecodeSettings(Section):
 
     def check(self, name: str, config: Any) -> None:
         """What goes together, and what divides what; training commands have these settings too."""
-        check_combination(policy=self.policy, cache=self.cache, blocks=self.blocks, stop=self.stop, compat=self.compat)
+        cache = "none" if self.cache == "auto" else self.cache
+        check_combination(policy=self.policy, cache=cache, blocks=self.blocks, stop=self.stop, compat=self.compat)
         for field in ("logits_eos_inf", "confidence_eos_eot_inf"):
             if "eot" in self.stop and getattr(self, field):
                 raise UsageError(f"decode.{field}: expected False with decode.stop {self.stop}, got True")
@@ -193,14 +217,47 @@ class DecodeSettings(Section):
             )
         if -1 < self.refill < 0:
             raise UsageError(f"decode.refill: expected 0 to 1, or -1, got {self.refill}")
-        block_length, steps = block_schedule(self)
-        if self.gen_length % block_length:
+        if self.sub_block_cache and not (self.sub_block_length and self.cache in ("auto", "block")):
             raise UsageError(
-                f"decode.block_length: expected a divisor of decode.gen_length {self.gen_length}, got {block_length}"
+                "decode.sub_block_cache: expected False without decode.sub_block_length and decode.cache block, "
+                "got True"
             )
-        blocks = self.gen_length // block_length
-        if steps % blocks:
-            raise UsageError(f"decode.steps: expected a multiple of the number of blocks {blocks}, got {steps}")
+        if not self.is_of_blocks:  # the model is not known yet
+            check_schedule(self, hint=" (or decode.cache=block with a model that is causal by blocks)")
+
+    @property
+    def is_of_blocks(self) -> bool:
+        """Whether these are settings for models that are causal by blocks, whose blocks need not fill a generation."""
+        return bool(
+            self.policy in OF_BLOCKS or self.cache == "block" or self.stop in BLOCK_STOPS or self.sub_block_length
+        )
+
+
+def check_schedule(decode: DecodeSettings, *, hint: str = "") -> None:
+    """Refuses blocks that do not come out even with a generation, and steps that do not with the blocks.
+
+    Args:
+        decode: the settings of the decode.
+        hint: what else may help, behind what is told of blocks.
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    block_length, steps = block_schedule(decode)
+    if decode.gen_length % block_length:
+        expected = f"a divisor of decode.gen_length {decode.gen_length}"
+        raise UsageError(f"decode.block_length: expected {expected}, got {block_length}{hint}")
+    check_steps(decode.gen_length // block_length, steps)
+
+
+def check_steps(blocks: int, steps: int) -> None:
+    """Refuses steps that do not come out even with the blocks.
+
+    Raises:
+        UsageError: naming the setting.
+    """
+    if steps % blocks:
+        raise UsageError(f"decode.steps: expected a multiple of the number of blocks {blocks}, got {steps}")
 
 
 def block_schedule(decode: DecodeSettings) -> tuple[int, int]:

@@ -235,6 +235,33 @@ class WinoSettings(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class DynamicSettings(Section):
+    """The policy `dynamic` (SDAR, LLaDA2.0), for models that are causal by blocks."""
+
+    threshold: float = setting(
+        0.95,
+        "commit every position above this confidence, if those are the scheduled number at least; else the surest ones "
+        "of that number (1: always)",
+        least=0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EditSettings(Section):
+    """The policy `edit` (LLaDA2.1, SGLang's JointThreshold), for models that are causal by blocks."""
+
+    threshold: float = setting(0.95, "commit every position above this confidence, at least min_tokens", least=0)
+    editing_threshold: float = setting(
+        0.9, "write another token over a committed one, if the model is surer of it than this", least=0
+    )
+    max_post_steps: int = setting(16, "most forwards of a block that has no masks any more", least=0)
+    min_tokens: int = setting(1, "tokens that a forward commits at least, while there are masks", least=1)
+    penalty: float = setting(
+        0.0, "taken from the logit of the token to the left, in the same block, against repetitions", least=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class SlidingSettings(Section):
     """The cache `sliding` (DSB): its slice begins before the open range and may end behind it."""
 

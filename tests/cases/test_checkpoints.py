@@ -51,11 +51,22 @@ def decode(run: Run) -> Callable[[Path | str], Ran]:
         "dream-random",
         "dream-nobias",
         "dream-tokv5",
-        "fastdllmv2",
     ],
 )
 def test_models_that_are_read(decode, checkpoints: Path, name: str) -> None:
     answer(decode(checkpoints / name))
+
+
+def test_a_model_of_blocks_is_read(run: Run, decode, checkpoints: Path) -> None:
+    """It keeps its own cache, and no other."""
+    place = f"model.path={checkpoints / 'fastdllmv2'}"
+    answer(run(place, *SHORT, config="fast_dllm_v2"))
+    answer(run(place, *SHORT, "decode.cache=auto", config="threshold"))
+    refused = decode(checkpoints / "fastdllmv2")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert (
+        "decode.cache: expected one of none, block with a model of the family Fast_dLLM_Qwen, got 'dual'" in refused.err
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen-v5", "qwen-tie-absent"])

@@ -16,7 +16,7 @@ from dllm_jax.checkpoints import filters
 from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
 from dllm_jax.decoding.state import DecodeResult
-from dllm_jax.models.model import Model
+from dllm_jax.models.model import Model, with_causal_block
 from dllm_jax.models.transformer import Transformer, TransformerConfig
 from dllm_jax.settings import (
     DREAM_ORDERS,
@@ -27,21 +27,29 @@ from dllm_jax.settings import (
     DawnSettings,
     DecodeSettings,
     DicoSettings,
+    EditSettings,
 )
+from tests.decoding.blocks import FDV2, SDAR, masked
 from tests.traces import EOS, GOLDENS, MASK
 
-CHECKPOINTS = GOLDENS / "checkpoints"
+CHECKPOINTS, LLADA = GOLDENS / "checkpoints", "llada-tiny-gqa"
 GEN_LENGTH, BLOCK_LENGTH, ONLY, BAD_ROW = 16, 8, 7, 1
 PROMPTS = [np.random.default_rng(seed).integers(0, 290, size=5 + 4 * seed).tolist() for seed in range(3)]
 AS_IT_IS, EQUAL, NAN, MASK_SUREST, ONE_TOKEN, ONLY_MASK, ONLY_EOS, NAN_ROW = range(8)  # what the model says
 POLICIES = (*(policy for policy in POLICY_FITS), "leftright")
 SPREAD = [  # rows whose open range moves, grows, or is chosen
-    ("threshold", {"blocks": "sliding", "cache": "sliding"}),
-    ("klass", {"blocks": "sliding"}),
-    ("low_confidence", {"blocks": "growing", "cache": "sliding"}),
-    ("threshold", {"blocks": "adaptive", "cache": "dual"}),
-    ("entropy_threshold", {"blocks": "pipelined"}),
-    ("threshold", {"stop": "eot+settled"}),
+    ("threshold", LLADA, {"blocks": "sliding", "cache": "sliding"}),
+    ("klass", LLADA, {"blocks": "sliding"}),
+    ("low_confidence", LLADA, {"blocks": "growing", "cache": "sliding"}),
+    ("threshold", LLADA, {"blocks": "adaptive", "cache": "dual"}),
+    ("entropy_threshold", LLADA, {"blocks": "pipelined"}),
+    ("threshold", LLADA, {"stop": "eot+settled"}),
+]
+IN_BLOCKS = [  # models that are causal by blocks; the last one's logits are shifted
+    ("dynamic", SDAR, {"cache": "block", "stop": "block_eos"}),
+    ("edit", SDAR, {"cache": "block"}),
+    ("dico", SDAR, {"cache": "block"}),
+    ("threshold", FDV2, {"cache": "block", "sub_block_length": 4, "gen_length": 17}),
 ]
 PLAIN = {"cache": "none", "stop": "none", "temperature": 0.0}
 
@@ -75,35 +83,37 @@ class Adversary(Transformer):
 
 
 @functools.cache
-def models() -> tuple[Model, Model]:
-    model = load_model(CHECKPOINTS / "llada-tiny-gqa")
-    adversary = nnx.eval_shape(lambda: Adversary(model.config, dtype=model.dtype, rngs=nnx.Rngs(0)))
-    graphdef, _ = nnx.split(adversary)
-    return dataclasses.replace(model, graphdef=graphdef), load_model(CHECKPOINTS / "qwen2-tiny")
+def adversary(checkpoint: str) -> Model:
+    model = masked(load_model(CHECKPOINTS / checkpoint))
+    if model.config.block_causal:
+        model = with_causal_block(model, BLOCK_LENGTH)
+    module = nnx.eval_shape(lambda: Adversary(model.config, dtype=model.dtype, rngs=nnx.Rngs(0)))
+    graphdef, _ = nnx.split(module)
+    return dataclasses.replace(model, graphdef=graphdef)
 
 
-def saying(what: int) -> Model:
-    model, _ = models()
+@functools.cache
+def verifier() -> Model:
+    return load_model(CHECKPOINTS / "qwen2-tiny")
+
+
+def saying(what: int, checkpoint: str) -> Model:
+    model = adversary(checkpoint)
     params = jax.tree.map(lambda x: x, model.params)
     params["says"] = nnx.Param(jnp.int32(what))
     return dataclasses.replace(model, params=params)
 
 
-def decoded(policy: str, what: int, **settings: Any) -> tuple[DecodeResult, int]:
+def decoded(policy: str, what: int, checkpoint: str, **settings: Any) -> tuple[DecodeResult, int]:
     """Three rows and an idle one, and the bound."""
-    given = PLAIN | ({"cache": "window"} if policy in ("apd", "leftright") else {}) | settings
+    usual = {"gen_length": GEN_LENGTH, "block_length": BLOCK_LENGTH, "batch_size": 4} | PLAIN
+    given = usual | ({"cache": "window"} if policy in ("apd", "leftright") else {}) | settings
     steps = GEN_LENGTH // 2 if policy in DREAM_ORDERS else 0
     config = Config(
-        decode=DecodeSettings(
-            policy="apd" if policy == "leftright" else policy,
-            gen_length=GEN_LENGTH,
-            block_length=BLOCK_LENGTH,
-            steps=steps,
-            batch_size=4,
-            **given,
-        ),
+        decode=DecodeSettings(policy="apd" if policy == "leftright" else policy, steps=steps, **given),
         apd=ApdSettings(kv_window=3, max_lookahead=6, tokens_per_step=2 if policy == "leftright" else 0),
         dico=DicoSettings(max_divide_steps=2),
+        edit=EditSettings(threshold=0.6, editing_threshold=0.0, max_post_steps=2),  # it never agrees with itself
         dawn=DawnSettings(layers=2),
         clad=CladSettings(layers=2),
         adaptive=AdaptiveSettings(delimiters="7,40"),
@@ -112,29 +122,32 @@ def decoded(policy: str, what: int, **settings: Any) -> tuple[DecodeResult, int]
     arrays = {f"{name}.weight": np.full(size, 0.1, np.float32) for name, size in sizes.items()}
     arrays |= {f"{name}.bias": np.zeros(size[0], np.float32) for name, size in sizes.items()}
     filter_ = filters.from_arrays(arrays) if policy == "learn2pd" else None
-    decoder = Decoder(saying(what), config, verifier=models()[1] if policy == "apd" else None, filter=filter_)
+    beside = {"verifier": verifier() if policy == "apd" else None, "filter": filter_}
+    decoder = Decoder(saying(what, checkpoint), config, **beside)
     result = decoder(PROMPTS)
-    return result, decoder.policy.most_forwards(decoder.engine(20).geometry)
+    return result, int(decoder.engine(20).most_forwards)
 
 
 @pytest.mark.parametrize(
-    ("policy", "settings"),
+    ("policy", "checkpoint", "settings"),
     [
-        *((policy, {}) for policy in POLICIES),
-        ("threshold", {"temperature": 0.8, "top_p": 0.5}),
-        ("threshold", {"cache": "dual"}),
-        ("low_confidence", {"stop": "eot"}),
-        ("entropy", {"temperature": 0.8}),
-        ("wino", {"temperature": 0.8}),
+        *((policy, LLADA, {}) for policy in POLICIES),
+        ("threshold", LLADA, {"temperature": 0.8, "top_p": 0.5}),
+        ("threshold", LLADA, {"cache": "dual"}),
+        ("low_confidence", LLADA, {"stop": "eot"}),
+        ("entropy", LLADA, {"temperature": 0.8}),
+        ("wino", LLADA, {"temperature": 0.8}),
         *SPREAD,
+        *IN_BLOCKS,
     ],
     ids=str,
 )
-def test_no_model_makes_a_policy_run_on(policy: str, settings: dict[str, Any]) -> None:
-    clean, most = decoded(policy, AS_IT_IS, **settings)
+def test_no_model_makes_a_policy_run_on(policy: str, checkpoint: str, settings: dict[str, Any]) -> None:
+    clean, most = decoded(policy, AS_IT_IS, checkpoint, **settings)
     assert set(clean.finish_reason) <= {"eos", "eot_id", "length"}
+    assert (clean.nfe_B <= most).all()
     for what in (EQUAL, MASK_SUREST, ONE_TOKEN, ONLY_EOS):
-        result, _ = decoded(policy, what, **settings)
+        result, _ = decoded(policy, what, checkpoint, **settings)
         assert "error" not in result.finish_reason, what
         assert (result.nfe_B > 0).all(), what
         assert (result.nfe_B <= most).all(), what
@@ -145,20 +158,26 @@ def test_no_model_makes_a_policy_run_on(policy: str, settings: dict[str, Any]) -
         if what == ONLY_EOS:
             assert not result.num_tokens_B.any()
     for what in (NAN, ONLY_MASK):
-        result, _ = decoded(policy, what, **settings)
+        result, _ = decoded(policy, what, checkpoint, **settings)
         assert result.finish_reason == ("error",) * 3, what
         assert (result.nfe_B == 1).all(), what
         assert not result.commit_step_BG.any(), what
 
 
 @pytest.mark.parametrize(
-    ("policy", "settings"),
-    [*((policy, {}) for policy in POLICIES), ("threshold", {"cache": "dual"}), ("dico", {"cache": "prefix"}), *SPREAD],
+    ("policy", "checkpoint", "settings"),
+    [
+        *((policy, LLADA, {}) for policy in POLICIES),
+        ("threshold", LLADA, {"cache": "dual"}),
+        ("dico", LLADA, {"cache": "prefix"}),
+        *SPREAD,
+        *IN_BLOCKS,
+    ],
     ids=str,
 )
-def test_a_row_that_fails_harms_no_other(policy: str, settings: dict[str, Any]) -> None:
-    clean, _ = decoded(policy, AS_IT_IS, **settings)
-    harmed, _ = decoded(policy, NAN_ROW, **settings)
+def test_a_row_that_fails_harms_no_other(policy: str, checkpoint: str, settings: dict[str, Any]) -> None:
+    clean, _ = decoded(policy, AS_IT_IS, checkpoint, **settings)
+    harmed, _ = decoded(policy, NAN_ROW, checkpoint, **settings)
     assert harmed.finish_reason[BAD_ROW] == "error"
     for name in ("tokens_BG", "nfe_B", "commit_step_BG", "confidence_BG", "num_tokens_B"):
         for row in {0, 2}:

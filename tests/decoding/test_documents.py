@@ -10,7 +10,17 @@ import numpy as np
 from dllm_jax import load_model
 from dllm_jax.config import Config
 from dllm_jax.decoding.generate import Decoder
-from dllm_jax.settings import BLOCKS, CACHES, POLICIES, STOPS, DecodeSettings, blocks_table, policy_table
+from dllm_jax.settings import (
+    BLOCK_STOPS,
+    BLOCKS,
+    CACHES,
+    POLICIES,
+    POLICY_FITS,
+    STOPS,
+    DecodeSettings,
+    blocks_table,
+    policy_table,
+)
 from tests.traces import GOLDENS
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +58,11 @@ def test_the_tables_are_those_of_the_settings() -> None:
 
 
 def test_everything_has_its_section() -> None:
-    text = (ROOT / "docs" / "decoders.md").read_text()
+    text, in_blocks = (ROOT / "docs" / "decoders.md").read_text().split("## Models that are causal by blocks\n")
     titles = {name for title in re.findall(r"^### (.*)$", text, re.MULTILINE) for name in title.split(", ")}
     assert titles == {*POLICIES, *BLOCKS, *STOPS} - {"none", "eot+settled"}
     assert {name for name in re.findall(r"^\| (\w+) \|", text, re.MULTILINE)} >= set(CACHES)
+    refused = ", ".join(policy for policy, fits in POLICY_FITS.items() if not fits.block_causal)
+    uncached = [policy for policy, fits in POLICY_FITS.items() if fits.block_causal and "block" not in fits.caches]
+    told = f"all but {refused} | block, none; only none for {', '.join(uncached)} | none, {', '.join(BLOCK_STOPS)};"
+    assert told in in_blocks

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dllm_jax.decoding.prediction import Sampler, guide, paired, predict
+from dllm_jax.decoding.prediction import Sampler, drawn_from, guide, paired, predict
 from dllm_jax.decoding.sampling import KeyedNoise, rank, top_n
 from dllm_jax.models.presets import PRESETS
 from dllm_jax.settings import DecodeSettings
@@ -86,3 +86,39 @@ def test_guidance_extrapolates_from_the_promptless_row_of_a_pair() -> None:
     with_prompt, without = jnp.array([3.0, 7.0])[:, None, None], jnp.array([1.0, 6.0])[:, None, None]
     guided = guide(paired(with_prompt, without), sampler(cfg_scale=0.5).cfg_scale)
     np.testing.assert_allclose(guided[:, 0, 0], [1 + 1.5 * 2, 6 + 1.5 * 1], rtol=1e-6)
+
+
+def test_top_k_keeps_the_likeliest_and_their_equals() -> None:
+    logits = jnp.array([[[1.0, 4.0, 3.0, 3.0, 0.0]]])
+    for top_k, kept in ((0, 5), (1, 1), (2, 3), (3, 3), (4, 4), (5, 5)):
+        drawn = drawn_from(logits, sampler(top_k=top_k))
+        assert int(jnp.isfinite(drawn).sum()) == kept, top_k
+    everything = sampler(top_k=10_000)
+    assert everything.top_k == TINY.vocab_size
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(3, 1.0), (3, 0.6), (40, 0.9), (0, 0.7), (1, 0.5)])
+def test_top_k_and_then_top_p_against_numpy(top_k: int, top_p: float) -> None:
+    """The nucleus is one of what top-k leaves; the confidence of a model of blocks is of what is left of both."""
+    temperature, vocab = 0.7, TINY.vocab_size
+    draw = np.random.default_rng(2)
+    logits_QV, gumbel_QV = draw.normal(0, 3, (6, vocab)), draw.gumbel(size=(6, vocab))
+    logits_QV[:, TINY.mask_id] = -20.0
+    wanted, confidence = [], []
+    for logits_V, gumbel_V in zip(logits_QV, gumbel_QV, strict=True):
+        kept = np.argsort(-logits_V)[: top_k or vocab]
+        share = np.exp(logits_V[kept] / temperature)
+        share /= share.sum()
+        before = np.cumsum(share) - share  # of all likelier ones
+        kept = kept[before <= top_p]
+        share = np.exp(logits_V[kept] / temperature)
+        place = (logits_V[kept] / temperature + gumbel_V[kept]).argmax()
+        wanted.append(kept[place])
+        confidence.append(share[place] / share.sum())
+    settings = DecodeSettings(top_k=top_k, top_p=top_p, temperature=temperature)
+    in_blocks = dataclasses.replace(TINY, block_causal=True, causal_block=8)
+    ours = Sampler.from_settings(settings, in_blocks, end_ids=TINY.end_ids)
+    logits, gumbel = jnp.asarray(logits_QV, jnp.float32)[None], jnp.asarray(gumbel_QV, jnp.float32)[None]
+    prediction = predict(logits, ours, gumbel_BQV=gumbel)
+    np.testing.assert_array_equal(prediction.token_BQ[0], wanted)
+    np.testing.assert_allclose(prediction.confidence_BQ[0], confidence, rtol=1e-4)

@@ -27,6 +27,8 @@ class Parts(NamedTuple):
     end_ids: tuple[int, ...]  # the tokens that end a text
     mask_id: int  # the token of a masked position
     companions: Mapping[str, Any]  # networks that the policy brings along, by name; see `companions.py`
+    block_length: int  # columns of a block
+    block_causal: bool  # the model is causal by blocks
 
 
 class Wants(NamedTuple):
@@ -58,8 +60,9 @@ class View:
     end_B: Int[Array, "B"]  # one past the row's last column
     filled_B: Int[Array, "B"]  # tokens in the generation, up to the row's end
     row_B: Int[Array, "B"]
-    nfe_B: Int[Array, "B"]  # the row's forwards before this one
+    nfe_B: Int[Array, "B"]  # the row's forwards before this one, but for those that only closed a block
     block_nfe_B: Int[Array, "B"]  # of which in this block; 0 = a new block
+    closing_B: Bool[Array, "B"]  # the forward was of the block before: nothing is open, the policy is not heeded
     known_BL: Bool[Array, "B L"] | None = None  # columns of text that hold a token; see `Wants`
     confidence_BL: Float[Array, "B L"] | None = None  # the model's confidence at every column; see `Wants`
     looks: Looks | None = None  # what every slot looks at, in the row where its logits are made; see `Wants`
@@ -77,6 +80,7 @@ class Commit(NamedTuple):
     failed_B: Bool[Array, "B"] | None = None  # rows for which a model of the policy's own met non-finite numbers
     accepted_BQ: Bool[Array, "B Q"] | None = None  # slots whose token a learned filter takes for final
     retract_BQ: Bool[Array, "B Q"] | None = None  # committed slots of the open range that are masked again
+    edit_BQ: Bool[Array, "B Q"] | None = None  # committed slots of the open range that get `token_BQ` instead
     score_BQ: Float[Array, "B Q"] | None = None  # how sure the policy is of every slot; None: the confidence
     noted: tuple[Float[Array, "B Q"], ...] = ()  # see `Policy.noted`
 
@@ -116,6 +120,7 @@ class Reported:
     """The part of a policy's state that is a part of the result."""
 
     value: Any  # a `PolicyLog`
+    always: bool = struct.field(pytree_node=False, default=False)  # new in forwards that only close a block, too
 
 
 class Policy:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dllm_jax.config import Config
-from dllm_jax.decoding.policies import apd, dico, learn2pd, traced
+from dllm_jax.decoding.policies import apd, dico, dynamic, edit, learn2pd, traced
 from dllm_jax.decoding.policies.base import Parts, Policy
 from dllm_jax.decoding.policies.clad import Clad
 from dllm_jax.decoding.policies.companions import Companion
@@ -74,7 +74,8 @@ def of_fields(policy: type[Policy], *companions: Companion) -> Recipe:
 
 
 def _scheduled(config: Config, parts: Parts) -> Policy:
-    return Scheduled(steps_per_block(config.decode), shuffled=config.decode.policy == "random")
+    fixed = parts.block_length if parts.block_causal else 0
+    return Scheduled(steps_per_block(config.decode), shuffled=config.decode.policy == "random", fixed_masks=fixed)
 
 
 def _dream_order(config: Config, parts: Parts) -> Policy:
@@ -84,8 +85,8 @@ def _dream_order(config: Config, parts: Parts) -> Policy:
 
 
 def _dico(config: Config, parts: Parts) -> Policy:
-    block_length, _ = block_schedule(config.decode)
-    sizes = {"block_length": block_length, "gen_length": config.decode.gen_length}
+    open_length = config.decode.sub_block_length or parts.block_length
+    sizes = {"block_length": open_length, "gen_length": config.decode.gen_length}
     return dico.build(config.dico, **sizes, mask_id=parts.mask_id, traced=config.output.trace)
 
 
@@ -108,6 +109,9 @@ RECIPES = {  # decode.policy -> how it is made
     "apd": Recipe(apd.build, (apd.Verifier(),), sampler=apd.tempered),
     "learn2pd": Recipe(learn2pd.build, (learn2pd.LearnedFilter(),)),
     "dico": Recipe(_dico),
+    "dynamic": Recipe(dynamic.build_dynamic),
+    "sequential": Recipe(dynamic.build_sequential),
+    "edit": Recipe(edit.build),
 }
 
 

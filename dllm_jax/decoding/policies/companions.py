@@ -5,6 +5,7 @@ names it in the policy's line, and everything else follows from that: loading, m
 identity of a job, the commands and the Python functions go through the companions of a policy and know none by name.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from dllm_jax.checkpoints.load import load_model, resolve, tuned
 from dllm_jax.config import Config
 from dllm_jax.decoding.vocabulary import check_shared
 from dllm_jax.errors import UsageError
-from dllm_jax.models.model import Model
+from dllm_jax.models.model import Model, with_causal_block
 from dllm_jax.models.transformer import TransformerConfig
 
 
@@ -131,6 +132,8 @@ class Companion:
 class LanguageModel(Companion):
     """A causal model over the model's tokens, on its mesh: a checkpoint like the model's own.
 
+    It may be the model itself, if that predicts next tokens (`causal_mode`).
+
     Attributes:
         advice: where to get one, for errors about its tokens.
     """
@@ -140,17 +143,23 @@ class LanguageModel(Companion):
 
     def shape(self, config: Config, *, platform: str) -> TransformerConfig:
         """By its config.json."""
-        return tuned(files.read_config(self.place(config)), platform=platform)
+        shape = tuned(files.read_config(self.place(config)), platform=platform)
+        return dataclasses.replace(shape, causal_block=1) if causal_mode(shape) else shape
 
     def open(self, config: Config, mesh: Mesh) -> Model:
         """The checkpoint in the dtype of the model."""
         settings, path = config.model, self.path(config)
-        return load_model(path, dtype=settings.dtype, mesh=mesh, verify=settings.verify, field=self.field)
+        return self.accept(load_model(path, dtype=settings.dtype, mesh=mesh, verify=settings.verify, field=self.field))
+
+    def accept(self, value: Model) -> Model:
+        """With a causal mask, if it has one."""
+        return with_causal_block(value, 1) if causal_mode(value.config) else value
 
     def check(self, network: Model, config: Config, *, model: Model) -> None:
         """It is causal, and where the model is."""
-        if not network.config.causal:
-            raise UsageError(f"{self.field}: expected a causal model, got the {network.config.family} model")
+        if not network.config.causal or (network.config.block_causal and not causal_mode(network.config)):
+            kind = ", which has no causal mode" if network.config.block_causal else ""
+            raise UsageError(f"{self.field}: expected a causal model, got the {network.config.family} model{kind}")
         if network.mesh != model.mesh:
             raise UsageError(f"{self.name}: expected it on the model's mesh {model.mesh}, got {network.mesh}")
 
@@ -164,3 +173,12 @@ class LanguageModel(Companion):
     ) -> None:
         """See `vocabulary.check_shared`."""
         check_shared(model, network, model_tokens=model_tokens, tokens=tokens, field=self.field, advice=self.advice)
+
+
+def causal_mode(config: TransformerConfig) -> bool:
+    """Whether a model that is causal by blocks can be run token by token, as it was trained.
+
+    Those that read a position from the output at its left still predict next tokens (Fast-dLLM v2 begins every block
+    so); the others have only learnt to predict what is masked.
+    """
+    return config.block_causal and config.logit_shift > 0

@@ -20,15 +20,22 @@ def scheduled(masks_B: Int[Array, "B"], step_B: Int[Array, "B"], steps: Int[Arra
 def steps_per_block(decode: DecodeSettings) -> Int[Array, ""]:
     """Steps of a block in the schedule of the settings."""
     block_length, steps = block_schedule(decode)
-    return jnp.int32(steps // (decode.gen_length // block_length))
+    return jnp.int32(steps // -(-decode.gen_length // block_length))
 
 
 @struct.dataclass
 class Scheduled(Policy):
-    """Commits the scheduled number of open positions, by confidence or (`shuffled`) in random order."""
+    """Commits the scheduled number of open positions, by confidence or in random order.
+
+    Attributes:
+        steps_per_block: of the schedule.
+        shuffled: the order is random.
+        fixed_masks: the schedule is for so many masks (SDAR's static one); 0: for those that the row finds in a block.
+    """
 
     steps_per_block: Int[Array, ""]
     shuffled: bool = struct.field(pytree_node=False, default=False)
+    fixed_masks: int = struct.field(pytree_node=False, default=0)
 
     def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> Int[Array, "B"]:
         """Masks of the block when the row entered it."""
@@ -37,7 +44,8 @@ class Scheduled(Policy):
     def commit(self, policy_state: Int[Array, "B"], prediction: Prediction, view: View, noise: Noise) -> Commit:
         """The best n open slots, n from the schedule."""
         masks_B = jnp.where(view.block_nfe_B == 0, view.open_BQ.sum(axis=-1), policy_state)
-        n_B = jnp.maximum(scheduled(masks_B, view.block_nfe_B, self.steps_per_block), 1)
+        shared_B = jnp.full_like(masks_B, self.fixed_masks) if self.fixed_masks else masks_B
+        n_B = jnp.maximum(scheduled(shared_B, view.block_nfe_B, self.steps_per_block), 1)
         mask_BQ = top_n(self._score(prediction, view, noise), view.open_BQ, n_B)
         return Commit(mask_BQ, prediction.token_BQ, full(view.open_BQ, mask_BQ), masks_B)
 

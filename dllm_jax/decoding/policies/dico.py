@@ -102,8 +102,8 @@ class Dico(Policy):
 
     def init(self, state: DecodeState, geometry: Geometry, sizes: Sizes) -> DicoState:
         """Empty logs; where a row stands is set when it comes into a block."""
-        log = PhaseLog.empty(forwards=self.traced_forwards, block_length=geometry.block_length)
-        one = DicoState(self._last_phase(jnp.zeros(geometry.block_length, bool)), Reported(log))
+        log = PhaseLog.empty(forwards=self.traced_forwards, block_length=sizes.slots)
+        one = DicoState(self._last_phase(jnp.zeros(sizes.slots, bool)), Reported(log))
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (len(state.nfe_B), *x.shape)), one)
 
     def commit(self, policy_state: DicoState, prediction: Prediction, view: View, noise: Noise) -> Commit:
@@ -242,7 +242,7 @@ def build(dico: DicoSettings, *, block_length: int, gen_length: int, mask_id: in
 
     Args:
         dico: the settings.
-        block_length: positions of a block, B.
+        block_length: positions that are open at once, B.
         gen_length: positions of the generation, G: also what Divide may spend in forwards.
         mask_id: of the model.
         traced: keep seeds and clusters of every forward.

@@ -83,12 +83,14 @@ class LearnedFilter(Companion):
         return filters.from_arrays(value)
 
     def check(self, network: Filter, config: Config, *, model: Model) -> None:
-        """It is for the blocks of the decode."""
-        block_length, _ = block_schedule(config.decode)
-        if network.config.block_length != block_length:
-            raise UsageError(
-                f"decode.block_length: expected {network.config.block_length}, as the filter has it, got {block_length}"
-            )
+        """It is for the blocks of the decode, or for the parts of them that are open at once."""
+        decode = config.decode
+        block_length = decode.block_length if model.config.block_causal else block_schedule(decode)[0]
+        name, open_length = "decode.block_length", block_length
+        if decode.sub_block_length:
+            name, open_length = "decode.sub_block_length", decode.sub_block_length
+        if network.config.block_length != open_length:
+            raise UsageError(f"{name}: expected {network.config.block_length}, as the filter has it, got {open_length}")
 
 
 def build(config: Config, parts: Parts) -> Learn2pd:
