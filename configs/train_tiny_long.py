@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config.data.update(samples=200_000, longer=0.05, length=640, buckets="96,128,160,224,320,448", shortest=64)
     config.objective.padding_weight = 0.1
     config.train.update(
-        steps=2500,
+        steps=1500,
         batch_size=32,
         microbatches=2,
         learning_rate=1.5e-4,

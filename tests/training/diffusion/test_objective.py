@@ -122,6 +122,14 @@ def test_padding_may_be_left_out_of_the_loss() -> None:
     assert np.allclose(np.asarray(noised.scale_BL)[masked(noised) & counted], 1 / 5)
 
 
+def test_padding_may_count_less_than_the_answer() -> None:
+    batch = canvases(256)
+    noised = prepared(batch._replace(counts_BL=np.where(np.arange(LENGTH) < 8, 1, 0.1) * batch.noised_BL))
+    scale = np.asarray(noised.scale_BL)
+    assert np.allclose(scale[:, :8][masked(noised)[:, :8]], 1 / 5.2)
+    assert np.allclose(scale[:, 8:][masked(noised)[:, 8:]], 0.1 / 5.2)
+
+
 def test_samples_of_a_packed_row_have_levels_of_their_own() -> None:
     batch = canvases(512, prompt=1, answer=3, end=6)
     two = Canvases(*(np.concatenate([x[:, :6], x[:, :6]], axis=1) for x in batch))
