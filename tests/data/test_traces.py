@@ -33,7 +33,7 @@ def test_the_fields_of_a_trace() -> None:
     assert told["special_ids"] == [0, 5]
     assert list(told["piece_by_id"]) == ["0", "5", "18", "38", "76"]
     assert told["prompt_text"].startswith("<|startoftext|>")
-    assert (told["decoder"]["policy"], told["decoder"]["cache"]) == ("low_confidence", "none")
+    assert (told["decoder"]["policy"], told["decoder"]["cache"]) == ("low_confidence", "auto")
     without = traces.line(
         row, prompt_ids=[1], confidence=[0.5, 0.25, 0], end=2, codec=None, config=Config(), block_length=3
     )

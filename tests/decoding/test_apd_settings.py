@@ -39,7 +39,10 @@ def config(**settings: object) -> Config:
     ("settings", "told"),
     [
         ({"decode__cache": "dual"}, "decode.cache: expected one of none, window with decode.policy apd, got 'dual'"),
-        ({"decode__policy": "threshold"}, "decode.cache: expected one of none, prefix, dual, sliding with decode.p"),
+        (
+            {"decode__policy": "threshold"},
+            "decode.cache: expected one of none, prefix, dual, sliding, block with",
+        ),
         ({"decode__cfg_scale": 1.0}, "decode.cfg_scale: expected 0 with decode.policy apd, got 1.0"),
         ({"decode__logits_eos_inf": True}, "decode.logits_eos_inf: expected False with decode.policy apd, got True"),
         ({"decode__confidence_eos_eot_inf": True}, "decode.confidence_eos_eot_inf: expected False with decode.policy"),
