@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def is_lockstep(case: Case) -> bool:
     "case",
     [pytest.param(case, marks=() if case.name in QUICK else pytest.mark.slow, id=case.name) for case in CASES],
 )
-def test_every_call_leaves_the_canvas_of_the_reference(case: Case) -> None:
+def test_every_call_leaves_the_canvas_of_the_reference(case: Case, golden: Callable[[Case], None]) -> None:
     settings = config(case)
     stops = case.meta["arguments"].get("stopping_criteria_idx")
     decoder = Decoder(model(case.checkpoint), settings, end_ids=tuple(stops) if stops else None)
@@ -171,6 +171,7 @@ def test_every_call_leaves_the_canvas_of_the_reference(case: Case) -> None:
             first_behind = asked if settings.decode.sub_block_length else width
             width = min(width, first_behind)  # a first token behind all that was asked for
             assert np.array_equal(canvas[:width], wanted[:width])
+    golden(case)
 
 
 def test_all_kinds_of_loops_are_here() -> None:
