@@ -118,6 +118,20 @@ def test_the_narrowest_and_the_widest_cached_step(cache: str, expected: list[tup
     assert [(kind.name, kind.columns, kind.block) for kind in step_kinds(engine)] == expected
 
 
+def test_an_exact_cached_step_computes_the_positions_of_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_blocks = dataclasses.replace(PRESETS["one_layer"], family="sdar", causal_block=8, block_causal=True)
+    monkeypatch.setitem(PRESETS, "by_blocks", by_blocks)
+    path = tmp_path / "bench.json"
+    assert bench(model__preset="by_blocks", decode__policy="dynamic", output__path=path) == 0
+    steps = json.loads(path.read_text())["steps"]
+    assert [(step["step"], step["columns"]) for step in steps] == [
+        ("full", steps[0]["canvas_length"] - 24),
+        ("cached", 8),
+    ]
+
+
 def test_batch_sizes_are_a_list_of_numbers() -> None:
     assert numbers("bench.batch_sizes", "1, 8,16") == (1, 8, 16)
 
