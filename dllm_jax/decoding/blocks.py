@@ -43,7 +43,11 @@ class Blocks:
     on_grid: bool = False  # rows of one batch that are in the same block are at the same column
     fixed_slots: bool = False  # slots are all of the generation: a slice may begin behind the first
     moves_slots: bool = False  # slots move on while what they look at stays: a policy's state has to move with them
-    closes: bool = False  # a block that is done takes one more forward, see `Counted`
+
+    @property
+    def closes(self) -> bool:
+        """Whether a block that is done takes one more forward, see `Counted`."""
+        return False
 
     def width(self, geometry: Geometry) -> int:
         """Q, the slots that hold any open range."""
@@ -75,9 +79,23 @@ class Blocks:
         raise NotImplementedError
 
     def has_more(
-        self, state: DecodeState, masked_BL: Bool[Array, "B L"], geometry: Geometry, *, start_B: Int[Array, "B"]
+        self,
+        state: DecodeState,
+        masked_BL: Bool[Array, "B L"],
+        geometry: Geometry,
+        *,
+        start_B: Int[Array, "B"],
+        moved_B: Bool[Array, "B"],
     ) -> Bool[Array, "B"]:
-        """Rows that have something to commit in a range that begins at `start_B`, or behind it."""
+        """Rows that have something to do in a range that begins at `start_B`, or behind it.
+
+        Args:
+            state: after the step, but for the range.
+            masked_BL: masks before the row's end.
+            geometry: of the canvas.
+            start_B: of the next range.
+            moved_B: rows that have just left a range, or closed a block.
+        """
         return start_B < state.end_B
 
     def settle(
@@ -302,8 +320,8 @@ class Counted(Blocks):
     cached: bool = struct.field(pytree_node=False)
 
     @property
-    def closes(self) -> bool:  # type: ignore[override]
-        """Whether anybody needs it."""
+    def closes(self) -> bool:
+        """If anybody needs it."""
         return self.cached or self.logit_shift > 0
 
     def width(self, geometry: Geometry) -> int:
@@ -345,9 +363,15 @@ class Counted(Blocks):
         return self._from(jnp.where(leave_B, state.block_end_B, state.block_start_B), state.pad_B)
 
     def has_more(
-        self, state: DecodeState, masked_BL: Bool[Array, "B L"], geometry: Geometry, *, start_B: Int[Array, "B"]
+        self,
+        state: DecodeState,
+        masked_BL: Bool[Array, "B L"],
+        geometry: Geometry,
+        *,
+        start_B: Int[Array, "B"],
+        moved_B: Bool[Array, "B"],
     ) -> Bool[Array, "B"]:
-        """Rows with masks from the range on.
+        """Rows with masks from the range on, and those that stay in theirs, which they may go over again.
 
         As released, a shifted model decodes as many blocks as have the columns asked for: where the first one holds a
         part of the prompt, these are some tokens fewer. If the blocks do not come out even, all tokens are there.
@@ -358,7 +382,7 @@ class Counted(Blocks):
                 goal_B -= (geometry.prompt_length - state.pad_B) % self.block_length
         else:
             goal_B = state.end_B
-        return (masked_BL & between(start_B, goal_B, columns=masked_BL.shape[1])).any(axis=1)
+        return (masked_BL & between(start_B, goal_B, columns=masked_BL.shape[1])).any(axis=1) | ~moved_B
 
     def _from(self, start_B: Int[Array, "B"], pad_B: Int[Array, "B"]) -> Range:
         return Range(start_B, start_B + self.open_length - (start_B - pad_B) % self.open_length)

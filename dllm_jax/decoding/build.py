@@ -53,13 +53,18 @@ def suited(config: Config, model: TransformerConfig) -> Config:
     return dataclasses.replace(config, decode=decode)
 
 
+def has_counted_blocks(config: Config, model: TransformerConfig) -> bool:
+    """Whether blocks are counted from a row's first token; APD's lookahead goes over the ends of blocks."""
+    return model.block_causal and config.decode.policy != "apd"
+
+
 def build_geometry(config: Config, model: TransformerConfig, *, prompt_length: int) -> Geometry:
     """The canvas, without slack; `config` is `suited`.
 
     With blocks that are counted from a row's first token it has room for the whole of the last one.
     """
     decode = config.decode
-    if not model.block_causal or decode.policy == "apd":
+    if not has_counted_blocks(config, model):
         return Geometry(prompt_length, decode.gen_length, block_schedule(decode)[0])
     blocks = -(-(decode.gen_length - 1) // decode.block_length) + 1
     return Geometry(prompt_length, blocks * decode.block_length, decode.block_length)
@@ -74,7 +79,7 @@ def build_axes(config: Config, model: TransformerConfig, *, in_step: bool = True
         in_step: all rows of a batch begin at the same time.
     """
     decode = config.decode
-    if model.block_causal and decode.policy != "apd":
+    if has_counted_blocks(config, model):
         open_length, cached = decode.sub_block_length or decode.block_length, decode.cache == "block"
         blocks = Counted(
             block_length=decode.block_length,

@@ -197,11 +197,11 @@ def _began(engine: Engine, state: DecodeState, predicted: Predicted, *, counts_B
     """
     assert isinstance(engine.blocks, Counted)
     slots, prediction = predicted
-    logits_BQV = proposable(prediction.logits_BQV, engine.sampler.mask_id)
+    logits_B1V = proposable(prediction.logits_BQV[:, :1], engine.sampler.mask_id)
     is_begun_B = counts_B & engine.blocks.is_first(state.block_start_B, state.pad_B)
     is_masked_B = state.block_start_B < state.end_B  # else the row ends with the block that was closed
     mask_BQ = (jnp.arange(slots.width)[None, :] == 0) & (is_begun_B & is_masked_B)[:, None]
-    new = (jnp.argmax(logits_BQV, axis=-1), state.nfe_B[:, None] + 1, prediction.confidence_BQ)
+    new = (jnp.argmax(logits_B1V, axis=-1), state.nfe_B[:, None] + 1, prediction.confidence_BQ)
     return write(state, slots, mask_BQ, new)
 
 
@@ -301,9 +301,8 @@ def _advanced(
     nfe_B = state.nfe_B + active_B
     closing_B, last_B = crossed(engine, state, start_B=start_B, active_B=active_B, leave_B=leave_B)
     ended_B = last_B < state.end_B
-    has_more_B = engine.blocks.has_more(state, masked_BL, engine.geometry, start_B=start_B)
-    if isinstance(engine.blocks, Counted):  # a range without masks may be gone over again
-        has_more_B |= ~(leave_B | (active_B & state.closing_B))
+    moved_B = leave_B | (active_B & state.closing_B)
+    has_more_B = engine.blocks.has_more(state, masked_BL, engine.geometry, start_B=start_B, moved_B=moved_B)
     goes_on_B = state.live_B & (has_more_B | closing_B) & ~done_B & ~ended_B
     failed_B = broken_B | (goes_on_B & (nfe_B >= engine.most_forwards))
     enters_B = leave_B if engine.blocks.in_turn else jnp.zeros_like(leave_B)

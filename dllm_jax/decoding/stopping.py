@@ -129,7 +129,7 @@ class EndOfBlock:
         return jnp.where(is_end_BL.any(axis=1), jnp.argmax(is_end_BL, axis=1), tokens_BL.shape[1])
 
     def apply(self, end_B: Int[Array, "B"], look: Look) -> Ending:
-        """As before: what was committed is looked at when the row goes on (`stepping.py`)."""
+        """As before: what was committed is looked at when the row goes on (`closing.py`)."""
         return Ending(end_B)
 
     def never(self) -> "EndOfBlock":

@@ -92,11 +92,12 @@ def check_model(decode: Any, *, family: str, block_causal: bool) -> None:
         if decode.sub_block_length:
             raise UsageError(f"decode.sub_block_length: expected 0 with {beside}, got {decode.sub_block_length}")
         return
+    fits = POLICY_FITS[decode.policy]
     policies = tuple(policy for policy in POLICIES if POLICY_FITS[policy].block_causal)
     _check("policy", decode.policy, policies, beside)
-    _check("cache", decode.cache, ("none",) if decode.policy == "apd" else ("none", "block"), beside)
+    _check("cache", decode.cache, tuple(cache for cache in ("none", "block") if cache in fits.caches), beside)
     _check("blocks", decode.blocks, ("aligned",), beside)
-    _check("stop", decode.stop, ("none",) if decode.policy == "apd" else ("none", *BLOCK_STOPS), beside)
+    _check("stop", decode.stop, tuple(stop for stop in ("none", *BLOCK_STOPS) if stop in fits.stops), beside)
     _check("compat", decode.compat, ("none",), beside)
 
 
