@@ -15,7 +15,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 from grain.experimental import FirstFitPackIterDataset
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from dllm_jax.data.packing import IN_THIS_THREAD, PACKING_BINS, Example
 from dllm_jax.errors import UsageError
@@ -26,7 +26,7 @@ class Canvases(NamedTuple):
 
     tokens_BL: Int[np.ndarray, "B L"]  # prompt ++ answer ++ EoS to the canvas' end; EoS behind it
     noised_BL: Bool[np.ndarray, "B L"]  # may be masked: the answer and the EoS behind it, within the canvas
-    counts_BL: Float[np.ndarray, "B L"]  # of these, how much the loss counts them
+    padding_BL: Bool[np.ndarray, "B L"]  # of these, the EoS behind the answer and the token that ends it
     positions_BL: Int[np.ndarray, "B L"]  # in the token's own sample; 0 behind the canvas' end
     segments_BL: Int[np.ndarray, "B L"]  # sample of the row, from 1; 0: not attended, as behind the canvas' end
     order_BL: Int[np.ndarray, "B L"]  # forward in which the model itself committed the token; 0: unknown
@@ -37,7 +37,7 @@ class Canvases(NamedTuple):
         return int((self.segments_BL > 0).sum())
 
 
-_PACKED = ("tokens_BL", "noised_BL", "counts_BL", "order_BL")  # the other two are counted while rows are packed
+_PACKED = ("tokens_BL", "noised_BL", "padding_BL", "order_BL")  # the other two are counted while rows are packed
 
 
 def canvas_batches(
@@ -50,7 +50,6 @@ def canvas_batches(
     spread: bool,
     full_share: float,
     shortest: int,
-    padding_weight: float,
 ) -> grain.DatasetIterator[Canvases]:
     """Batches without end, each of one bucket, with one sample to a row.
 
@@ -68,8 +67,6 @@ def canvas_batches(
         full_share: share of the rows whose canvas ends where the bucket does. The others end at a column drawn
             uniformly, anew every time: from the end of their sample, or `shortest` if that is longer, to the bucket's.
         shortest: tokens of the shortest canvas.
-        padding_weight: how much the loss counts the EoS behind an answer, whose own tokens, and the one that ends it,
-            count 1.
 
     Returns:
         An iterator; `get_state` and `set_state` move it.
@@ -86,7 +83,6 @@ def canvas_batches(
             eos_id=eos_id,
             full_share=full_share,
             shortest=shortest,
-            padding_weight=padding_weight,
         )
         rows = grain.MapDataset.source(own).seed(_derived(seed, place)).shuffle().repeat()
         datasets.append(rows.batch(batch_size, drop_remainder=True, batch_fn=list).random_map(lay_out))
@@ -102,7 +98,6 @@ def packed_canvases(
     seed: int,
     eos_id: int,
     most_padding: int,
-    padding_weight: float,
 ) -> grain.DatasetIterator[Canvases]:
     """Batches without end, with several canvases to a row: first fit, as `packing.training_batches`.
 
@@ -113,7 +108,6 @@ def packed_canvases(
         seed: of the order and the padding.
         eos_id: the token that fills canvases, and rows.
         most_padding: a canvas ends 0 to so many EoS behind its sample, a uniform draw, anew every time.
-        padding_weight: see `canvas_batches`.
 
     Returns:
         An iterator; `get_state` and `set_state` move it.
@@ -126,7 +120,7 @@ def packed_canvases(
     def lay_out(example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
         size = len(example.tokens)
         end = size + int(rng.integers(min(most_padding, length - size), endpoint=True))
-        canvas = _canvases([example], np.array([end]), length=end, eos_id=eos_id, padding_weight=padding_weight)
+        canvas = _canvases([example], np.array([end]), length=end, eos_id=eos_id)
         return {name: getattr(canvas, name)[0] for name in _PACKED}
 
     rows = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().random_map(lay_out)
@@ -140,7 +134,7 @@ def packed_canvases(
 
 
 def held_out_canvases(
-    examples: Sequence[Example], *, buckets: Sequence[int], batch_size: int, eos_id: int, padding_weight: float
+    examples: Sequence[Example], *, buckets: Sequence[int], batch_size: int, eos_id: int
 ) -> Iterator[Canvases]:
     """All examples once, each on a full canvas of the smallest bucket that holds it.
 
@@ -152,7 +146,6 @@ def held_out_canvases(
         buckets: canvas lengths, ascending; L of a batch is one of them.
         batch_size: B, rows.
         eos_id: the token that fills canvases.
-        padding_weight: see `canvas_batches`.
 
     Raises:
         UsageError: an example is longer than the largest bucket, before the first batch is asked for.
@@ -164,7 +157,7 @@ def held_out_canvases(
             for start in range(0, len(own), batch_size):
                 rows = own[start : start + batch_size]
                 ends = np.full(len(rows), bucket)
-                full = _canvases(rows, ends, length=bucket, eos_id=eos_id, padding_weight=padding_weight)
+                full = _canvases(rows, ends, length=bucket, eos_id=eos_id)
                 yield _filled_up(full, batch_size, eos_id=eos_id)
 
     return batches()
@@ -178,18 +171,15 @@ def _with_ends(
     eos_id: int,
     full_share: float,
     shortest: int,
-    padding_weight: float,
 ) -> Canvases:
     """Lays out a batch whose canvases end where the rng says: see `canvas_batches`."""
     sizes = [len(row.tokens) for row in rows]
     ends = rng.integers(np.maximum(sizes, min(shortest, length)), length, endpoint=True)
     ends[rng.random(len(rows)) < full_share] = length
-    return _canvases(rows, ends, length=length, eos_id=eos_id, padding_weight=padding_weight)
+    return _canvases(rows, ends, length=length, eos_id=eos_id)
 
 
-def _canvases(
-    rows: Sequence[Example], ends_B: Int[np.ndarray, "B"], *, length: int, eos_id: int, padding_weight: float
-) -> Canvases:
+def _canvases(rows: Sequence[Example], ends_B: Int[np.ndarray, "B"], *, length: int, eos_id: int) -> Canvases:
     """Lays out a sample to a row, its canvas up to where `ends_B` says."""
     tokens_BL = np.full((len(rows), length), eos_id, np.int32)
     order_BL = np.zeros((len(rows), length), np.int32)
@@ -204,7 +194,7 @@ def _canvases(
     return Canvases(
         tokens_BL=tokens_BL,
         noised_BL=noised_BL,
-        counts_BL=np.where(columns_L < sizes_B[:, None], 1, padding_weight).astype(np.float32) * noised_BL,
+        padding_BL=noised_BL & (columns_L >= sizes_B[:, None]),
         positions_BL=np.where(inside_BL, columns_L, 0),
         segments_BL=inside_BL.astype(np.int32),
         order_BL=order_BL,

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from dllm_jax.data.prompts import Prompt
+from dllm_jax.data.samples import Sample
 from dllm_jax.data.text import TextCodec
 from dllm_jax.decoding.state import DecodeResult
+from dllm_jax.errors import UsageError
 from dllm_jax.evals.scorers import SCORERS, scorer_for
 
 
@@ -26,6 +28,28 @@ class HeldOutPrompts:
     def __init__(self, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]], *, codec: TextCodec) -> None:
         self.prompts, self.tokens, self.codec = prompts, tokens, codec
         self.scorers = [_scorer(prompt) for prompt in prompts]
+
+    @classmethod
+    def of_samples(cls, samples: Sequence[Sample], *, codec: TextCodec, room: int) -> "HeldOutPrompts":
+        """Those of the samples that have one.
+
+        Args:
+            samples: held-out ones.
+            codec: of the diffusion model.
+            room: tokens of the longest prompt that can be decoded.
+
+        Raises:
+            UsageError: a prompt is longer, or a reference answer would not pass its own test.
+        """
+        asked = [sample for sample in samples if sample.example.prompt_length]
+        tokens = [sample.example.tokens[: sample.example.prompt_length].tolist() for sample in asked]
+        longest = max(map(len, tokens), default=0)
+        if longest > room and asked:
+            raise UsageError(
+                f"decode.gen_length: expected room for {longest} tokens, those of the longest held-out prompt, got one "
+                f"that leaves {room}"
+            )
+        return cls([sample.prompt for sample in asked], tokens, codec=codec)
 
     def measured(self, result: DecodeResult) -> dict[str, float]:
         """Tokens per forward and, where there are scorers, accuracy in total and by task.

@@ -28,7 +28,8 @@ def fit(
 
     An interrupted run that is started again ends with the same parameters, bit for bit, as if it had not been: a
     checkpoint holds the whole state of the training and the place in the data, and nothing else decides a step. After
-    SIGTERM the step that runs is finished, and a checkpoint written of it.
+    SIGTERM the step that runs is finished, and a checkpoint written of it. One is written before every measurement as
+    well; a measurement that was cut off is made when the run continues.
 
     Args:
         trainer: model, optimizer and settings.
@@ -44,6 +45,11 @@ def fit(
         Stopped: the process was asked to end.
     """
     settings = trainer.settings
+
+    def is_due(step: int) -> bool:
+        """Whether a step is followed by a measurement; the last one is measured in any case."""
+        return step % settings.eval_every == 0 and step < settings.steps
+
     with contextlib.closing(TrainingCheckpoints(run.checkpoints)) as checkpoints, on_sigterm() as stop:
         start = checkpoints.latest() or 0
         if start:
@@ -53,23 +59,25 @@ def fit(
             state = first()
         del first  # with the weights that it may hold
         with Reporter(run.folder, start=start, steps=settings.steps) as report:
+            if start and is_due(start) and not report.has_measured:
+                report.held_out(start, evaluate(state))
             for step in range(start + 1, settings.steps + 1):
                 batch = next(batches)
                 state, metrics = trainer.step(state, batch)
                 report.step(metrics, tokens=batch.num_tokens)
                 last = step == settings.steps
                 stopping = stop() and not last
-                measure = step % settings.eval_every == 0 and not last and not stopping
+                measure = is_due(step) and not stopping
                 if step % settings.log_every == 0 or measure or last or stopping:
                     report.training(step, learning_rate=float(trainer.schedule(step - 1)))
-                if measure:
-                    report.held_out(step, evaluate(state))
-                if step % settings.checkpoint_every == 0 or last or stopping:
+                if step % settings.checkpoint_every == 0 or measure or last or stopping:
                     checkpoints.save(step, state, iterator=batches.get_state())
                 if stopping:
                     raise Stopped(
                         f"stopped after step {step} of {settings.steps}; start the same command again to go on"
                     )
+                if measure:
+                    report.held_out(step, evaluate(state))
             measured = evaluate(state)
             report.held_out(settings.steps, measured)
     return state, measured

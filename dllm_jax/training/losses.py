@@ -32,11 +32,11 @@ class Sums:
 
 
 def means(parts: Sequence[Sums]) -> dict[str, float]:
-    """Loss and token accuracy over several batches."""
+    """Loss and token accuracy over several batches; 0 if nothing in them counts."""
     loss, weight, correct, tokens = (
         math.fsum(float(getattr(part, field.name)) for part in parts) for field in dataclasses.fields(Sums)
     )
-    return {"loss": loss / weight, "token_accuracy": correct / tokens}
+    return {"loss": loss / max(weight, 1), "token_accuracy": correct / max(tokens, 1)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,14 +27,19 @@ class Reporter:
             later than its last checkpoint, and are dropped.
         start: steps that are done.
         steps: of the whole run.
+
+    Attributes:
+        has_measured: whether there are measurements of the step `start`.
     """
 
     def __init__(self, folder: Path, *, start: int, steps: int) -> None:
         self._lines = folder / "metrics.jsonl"
         self._board = None
+        kept = hosts.from_first(lambda: _until(self._lines, start) if self._lines.exists() else [])
+        self.has_measured = any(line["step"] == start and line["group"] == "held_out" for line in map(json.loads, kept))
         if hosts.is_first():
             if self._lines.exists():
-                replace_file(self._lines, "".join(_until(self._lines, start)))
+                replace_file(self._lines, "".join(kept))
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self._progress = rich.progress.Progress(
             *rich.progress.Progress.get_default_columns(), rich.progress.MofNCompleteColumn(), **for_people()

@@ -16,7 +16,7 @@ class TrainSettings:
     warmup_steps: int = setting(200, "steps over which the learning rate rises")
     b2: float = setting(0.98, "decay of the second moment")
     weight_decay: float = setting(0.03, "of matrices, not of norms and biases")
-    clip: float = setting(1.0, "largest norm of the gradient")
+    clip: float = setting(1.0, "largest norm of the gradient (0: any)")
     microbatches: int = setting(1, "parts of a step's rows that run one after the other, for less memory")
     remat: bool = setting(False, "compute layers again in the backward pass instead of keeping what they made")
     ema: float = setting(0.0, "decay of a moving average of the weights, which is then measured and exported (0: none)")
@@ -24,6 +24,11 @@ class TrainSettings:
     log_every: int = setting(200, "steps between two lines of metrics")
     eval_every: int = setting(2000, "steps between two measurements on the held-out samples")
     checkpoint_every: int = setting(500, "steps between two checkpoints, from which an interrupted run continues")
+
+    @property
+    def rows(self) -> int:
+        """Rows that run at once."""
+        return self.batch_size // self.microbatches
 
 
 def validate_train(train: TrainSettings) -> None:

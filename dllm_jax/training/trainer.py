@@ -210,9 +210,8 @@ def training_mesh(mesh: MeshSettings, settings: TrainSettings, *, devices: Seque
     Raises:
         UsageError: there are not enough devices, or they do not divide the rows that run at once.
     """
-    rows = settings.batch_size // settings.microbatches
-    made = make_mesh(**dataclasses.asdict(mesh), batch_size=rows, devices=devices)
-    if rows % batch_multiple(made):
+    made = make_mesh(**dataclasses.asdict(mesh), batch_size=settings.rows, devices=devices)
+    if settings.rows % batch_multiple(made):
         raise UsageError(
             f"train.batch_size: expected a multiple of mesh.data * mesh.fsdp * train.microbatches = "
             f"{batch_multiple(made)} * {settings.microbatches}, got {settings.batch_size}"
@@ -221,9 +220,9 @@ def training_mesh(mesh: MeshSettings, settings: TrainSettings, *, devices: Seque
 
 
 def build_optimizer(settings: TrainSettings, *, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW behind a bound on the norm of the gradient; norms and biases do not decay."""
+    """AdamW behind a bound on the norm of the gradient, if there is one; norms and biases do not decay."""
     return optax.chain(
-        optax.clip_by_global_norm(settings.clip),
+        optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity(),
         optax.adamw(schedule, b2=settings.b2, weight_decay=settings.weight_decay, mask=_matrices),
     )
 

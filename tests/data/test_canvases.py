@@ -14,7 +14,7 @@ from dllm_jax.data.packing import Example
 from dllm_jax.errors import UsageError
 
 EOS = 99
-SETTINGS: dict[str, Any] = {"batch_size": 4, "seed": 0, "eos_id": EOS, "padding_weight": 1.0}
+SETTINGS: dict[str, Any] = {"batch_size": 4, "seed": 0, "eos_id": EOS}
 BUCKETED = SETTINGS | {"buckets": (8, 12, 16), "spread": True, "full_share": 0.5, "shortest": 6}
 PACKED = SETTINGS | {"length": 16, "most_padding": 3}
 
@@ -50,33 +50,27 @@ def test_a_full_canvas_has_eos_to_its_end_and_all_behind_the_prompt_may_be_maske
     assert [x[0].tolist() for x in batch] == [
         [10, 11, 12, 13, 14, EOS, EOS, EOS],
         [False] * 2 + [True] * 6,
-        [False] * 2 + [True] * 6,
+        [False] * 5 + [True] * 3,
         list(range(8)),
         [1] * 8,
         [0, 0, 2, 3, 4, 0, 0, 0],
     ]
-    assert [x.dtype for x in batch] == [np.int32, bool, np.float32, np.int32, np.int32, np.int32]
+    assert [x.dtype for x in batch] == [np.int32, bool, bool, np.int32, np.int32, np.int32]
 
 
-def test_padding_is_left_out_of_the_loss_if_asked_for() -> None:
-    batch = next(bucketed([example(10, 5)], buckets=(8,), full_share=1.0, batch_size=1, padding_weight=0.0))
-    assert batch.noised_BL[0].tolist() == [False] * 2 + [True] * 6
-    assert batch.counts_BL[0].tolist() == [False] * 2 + [True] * 3 + [False] * 3
-
-
-def test_behind_the_end_of_a_canvas_nothing_is_attended_masked_or_counted() -> None:
+def test_behind_the_end_of_a_canvas_nothing_is_attended_or_masked() -> None:
     batches = list(islice(bucketed(examples(8), full_share=0.0), 50))
     assert any(end < batch.tokens_BL.shape[1] for batch in batches for end in ends(batch))
     for batch in batches:
         for row, end in enumerate(ends(batch)):
-            tokens, noised, counted, positions, segments, _ = (x[row] for x in batch)
+            tokens, noised, padding, positions, segments, _ = (x[row] for x in batch)
             size = (tokens != EOS).sum()
             assert tokens[:size].tolist() == list(range(tokens[0], tokens[0] + size))
             assert end >= max(size, 6)
             assert segments.tolist() == [1] * end + [0] * (len(tokens) - end)
             assert positions.tolist() == list(range(end)) + [0] * (len(tokens) - end)
             assert noised.tolist() == [False] * 2 + [True] * (end - 2) + [False] * (len(tokens) - end)
-            assert counted.tolist() == noised.tolist()
+            assert padding.tolist() == [False] * size + [True] * (end - size) + [False] * (len(tokens) - end)
 
 
 def test_ends_are_uniform_from_the_sample_or_the_shortest_and_drawn_anew() -> None:
@@ -164,7 +158,7 @@ def test_packed_rows_hold_canvases_apart_each_with_padding_of_its_own() -> None:
     seen: Counter[int] = Counter()
     for batch in islice(packed(examples(20)), 200):
         assert batch.tokens_BL.shape == (4, 16)
-        for tokens, noised, counted, positions, segments, order in zip(*batch, strict=True):
+        for tokens, noised, _, positions, segments, order in zip(*batch, strict=True):
             assert not order.any()
             assert tokens[segments == 0].tolist() == [EOS] * (segments == 0).sum()
             assert not noised[segments == 0].any()
@@ -173,7 +167,7 @@ def test_packed_rows_hold_canvases_apart_each_with_padding_of_its_own() -> None:
                 size = (tokens[own] != EOS).sum()
                 assert tokens[own][:size].tolist() == list(range(tokens[own][0], tokens[own][0] + size))
                 assert positions[own].tolist() == list(range(own.sum()))
-                assert noised[own].tolist() == counted[own].tolist() == [False] * 2 + [True] * (own.sum() - 2)
+                assert noised[own].tolist() == [False] * 2 + [True] * (own.sum() - 2)
                 seen[int(tokens[own][0])] += 1
                 if size < 13:
                     paddings[int(own.sum() - size)] += 1
@@ -182,19 +176,19 @@ def test_packed_rows_hold_canvases_apart_each_with_padding_of_its_own() -> None:
     assert dict(paddings) == {n: pytest.approx(total / 4, rel=0.15) for n in range(4)}
 
 
-def test_packed_rows_keep_the_order_and_may_leave_padding_out_of_the_loss() -> None:
+def test_packed_rows_keep_the_order_and_say_what_is_padding() -> None:
     drawn = [example(0, 5, ordered=True)]
-    batch = next(packed(drawn, length=6, most_padding=1, padding_weight=0.0))
-    for end, noised, counted, order in zip(ends(batch), batch.noised_BL, batch.counts_BL, batch.order_BL, strict=True):
+    batch = next(packed(drawn, length=6, most_padding=1))
+    for end, noised, padding, order in zip(ends(batch), batch.noised_BL, batch.padding_BL, batch.order_BL, strict=True):
         assert noised.tolist() == [False] * 2 + [True] * (end - 2) + [False] * (6 - end)
-        assert counted.tolist() == [False] * 2 + [True] * 3 + [False]
+        assert padding.tolist() == [False] * 5 + [True] * (end - 5) + [False] * (6 - end)
         assert order.tolist() == [0, 0, 2, 3, 4, 0]
     assert set(ends(batch)) == {5, 6}
 
 
 def test_held_out_samples_come_once_in_order_on_full_canvases() -> None:
     drawn = examples(10)
-    got = list(held_out_canvases(drawn, buckets=(8, 12, 16), batch_size=4, eos_id=EOS, padding_weight=1.0))
+    got = list(held_out_canvases(drawn, buckets=(8, 12, 16), batch_size=4, eos_id=EOS))
     assert [batch.tokens_BL.shape for batch in got] == [(4, 8), (4, 8), (4, 12), (4, 16)]
     assert [first for batch in got for first in firsts(batch)] == [
         *(0, 100, 400, 500),
@@ -205,13 +199,13 @@ def test_held_out_samples_come_once_in_order_on_full_canvases() -> None:
     assert ends(got[1]) == [8, 8, 0, 0]
     for empty in (2, 3):
         assert [x[empty].tolist() for x in got[1]] == [[EOS] * 8, [False] * 8, [False] * 8, [0] * 8, [0] * 8, [0] * 8]
-    assert sum(int(batch.counts_BL.sum()) for batch in got) == 6 * 6 + 2 * 10 + 2 * 14
+    assert sum(int(batch.noised_BL.sum()) for batch in got) == 6 * 6 + 2 * 10 + 2 * 14
 
 
 def test_texts_without_a_prompt_are_masked_from_the_first_token() -> None:
-    (batch,) = held_out_canvases([example(10, 3, prompt=0)], buckets=(4,), batch_size=1, eos_id=EOS, padding_weight=0.0)
+    (batch,) = held_out_canvases([example(10, 3, prompt=0)], buckets=(4,), batch_size=1, eos_id=EOS)
     assert batch.noised_BL.all()
-    assert batch.counts_BL[0].tolist() == [True] * 3 + [False]
+    assert batch.padding_BL[0].tolist() == [False] * 3 + [True]
 
 
 def test_a_sample_as_long_as_the_largest_bucket_fits_and_a_longer_one_is_refused() -> None:
@@ -219,7 +213,7 @@ def test_a_sample_as_long_as_the_largest_bucket_fits_and_a_longer_one_is_refused
     with pytest.raises(UsageError, match=r"data\.buckets: expected room for 17 tokens.*got 16"):
         bucketed([example(0, 5), example(0, 17)])
     with pytest.raises(UsageError, match=r"data\.buckets: expected room for 17 tokens.*got 16"):
-        held_out_canvases([example(0, 17)], buckets=(8, 16), batch_size=1, eos_id=EOS, padding_weight=1.0)
+        held_out_canvases([example(0, 17)], buckets=(8, 16), batch_size=1, eos_id=EOS)
     assert ends(next(packed([example(0, 16)]))) == [16] * 4
     with pytest.raises(UsageError, match=r"data\.length: expected room for 17 tokens.*got 16"):
         packed([example(0, 17)])

@@ -105,6 +105,11 @@ def test_a_moving_average_is_what_is_exported() -> None:
     assert np.allclose(leaf(trainer.model(state).params, "embedding"), expected, atol=1e-6)
 
 
+def test_without_a_bound_gradients_are_as_they_are() -> None:
+    batch = uneven()
+    assert_close(updated(batch, clip=0.0), updated(batch, clip=1e9))
+
+
 def test_master_weights_stay_in_float32() -> None:
     trainer = trainer_on(make_mesh(data=1), dtype=jnp.bfloat16)
     state, losses = trained(trainer, 2)

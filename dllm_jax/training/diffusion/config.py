@@ -32,7 +32,9 @@ class DataSettings(CorpusSettings):
         choices=("bundled", "equal"),
     )
     length: int = setting(
-        160, "tokens of the longest canvas (prompt and generation), or of a packed row; a longer sample is an error"
+        160,
+        "tokens of the longest canvas (prompt and generation), or of a packed row; a longer sample is an error",
+        least=2,
     )
     buckets: str = setting(
         "", "shorter canvases besides, in ascending order, separated by commas: every batch is of one length"
@@ -83,6 +85,9 @@ class ObjectiveSettings:
     )
     block_length: int = setting(
         0, "tokens of the blocks of which one is noised, those behind it masked (0: the whole answer)", least=0
+    )
+    block_share: float = setting(
+        1.0, "with blocks, the share of the samples that are masked so; of the others the whole answer", least=0, most=1
     )
     certainty: float = setting(0.0, "weight of the entropy of tokens that are predicted right already", least=0)
     certainty_temperature: float = setting(0.5, "of the distribution that this entropy is of", above=0)

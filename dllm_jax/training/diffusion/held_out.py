@@ -9,7 +9,6 @@ from dllm_jax.data.canvases import held_out_canvases
 from dllm_jax.data.samples import Sample
 from dllm_jax.data.text import TextCodec
 from dllm_jax.decoding.generate import Decoder, decode_all
-from dllm_jax.errors import UsageError
 from dllm_jax.training.held_out import HeldOutPrompts
 from dllm_jax.training.losses import means
 from dllm_jax.training.trainer import Trainer, TrainState
@@ -27,7 +26,6 @@ class HeldOut:
         config: of the decoding.
         codec: the tokenizer, to score answers.
         end_ids: the tokens that end a text, EoS first.
-        padding_weight: see `canvas_batches`.
 
     Raises:
         UsageError: a prompt is too long to decode, or a reference answer would not pass its own test.
@@ -42,7 +40,6 @@ class HeldOut:
         config: Config,
         codec: TextCodec,
         end_ids: tuple[int, ...],
-        padding_weight: float,
     ) -> None:
         self._trainer, self._config, self._end_ids = trainer, config, end_ids
         examples = [sample.example for sample in samples]
@@ -50,17 +47,12 @@ class HeldOut:
             held_out_canvases(
                 examples,
                 buckets=lengths,
-                batch_size=trainer.settings.batch_size,
+                batch_size=trainer.settings.rows,
                 eos_id=trainer.config.eos_id,
-                padding_weight=padding_weight,
             )
         )
-        asked = [sample for sample in samples if sample.example.prompt_length]
-        tokens = [sample.example.tokens[: sample.example.prompt_length].tolist() for sample in asked]
-        self._prompts = HeldOutPrompts([sample.prompt for sample in asked], tokens, codec=codec)
-        limit, longest = trainer.config.max_length - config.decode.gen_length, max(map(len, tokens), default=0)
-        if longest > limit:
-            raise UsageError(f"data.eval_path: expected prompts of at most {limit} tokens (to decode), got {longest}")
+        room = trainer.config.max_length - config.decode.gen_length
+        self._prompts = HeldOutPrompts.of_samples(samples, codec=codec, room=room)
 
     def __call__(self, state: TrainState) -> Mapping[str, float]:
         """Loss and token accuracy behind masks; of prompts tokens per forward and, with scorers, accuracy too."""

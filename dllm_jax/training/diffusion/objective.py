@@ -57,12 +57,12 @@ class MaskedTokens:
 
     def prepare(self, batch: Canvases, key: Array) -> Noised:
         """Draws a noise level for every sample, stratified over the batch, and masks tokens of its answer."""
-        tokens_BL, noised_BL, counts_BL, positions_BL, segments_BL, order_BL = map(jnp.asarray, batch)
+        tokens_BL, noised_BL, padding_BL, positions_BL, segments_BL, order_BL = map(jnp.asarray, batch)
         level_key, block_key, token_key = jax.random.split(key, 3)
         level_BL = self._levels(segments_BL, level_key)
-        open_BL, behind_BL = self._open(noised_BL, segments_BL, block_key)
+        open_BL, behind_BL = self._open(noised_BL, padding_BL, segments_BL, block_key)
         masked_BL = open_BL & (self._draws(open_BL, order_BL, segments_BL, token_key) < level_BL)
-        counts_BL = jnp.where(open_BL, counts_BL, 0).astype(jnp.float32)
+        counts_BL = jnp.where(padding_BL, self.settings.padding_weight, 1.0) * open_BL
         length_BL = _per_segment(jax.ops.segment_sum, counts_BL, segments_BL)
         scale_BL = jnp.where(masked_BL, counts_BL, 0) / jnp.where(length_BL > 0, length_BL, 1)
         begins_BL = (positions_BL == 0) & (segments_BL > 0)
@@ -104,18 +104,34 @@ class MaskedTokens:
         return least + (1 - least) * level_BL
 
     def _open(
-        self, noised_BL: Bool[Array, "B L"], segments_BL: Int[Array, "B L"], key: Array
+        self,
+        noised_BL: Bool[Array, "B L"],
+        padding_BL: Bool[Array, "B L"],
+        segments_BL: Int[Array, "B L"],
+        key: Array,
     ) -> tuple[Bool[Array, "B L"], Bool[Array, "B L"]]:
-        """Where tokens may be masked, and where all of them are: behind the block that is drawn, if blocks are."""
+        """Where tokens may be masked, and where all of them are: behind the block that is drawn, if blocks are.
+
+        Drawn are the blocks of the answer and the first that is padding alone; those behind it look like it.
+        """
         if not self.settings.block_length:
             return noised_BL, jnp.zeros_like(noised_BL)
         before_BL = jnp.cumsum(noised_BL, axis=1) - noised_BL  # in the row
         first_BL = _per_segment(jax.ops.segment_min, jnp.where(noised_BL, before_BL, noised_BL.shape[1]), segments_BL)
         block_BL = (before_BL - first_BL) // self.settings.block_length  # in the sample's answer
-        blocks_BL = 1 + _per_segment(jax.ops.segment_max, jnp.where(noised_BL, block_BL, 0), segments_BL)
-        draw_BL = (jax.random.uniform(key, (len(noised_BL), 1)) + segments_BL * GOLDEN) % 1
-        drawn_BL = (draw_BL * blocks_BL).astype(jnp.int32)
-        return noised_BL & (block_BL == drawn_BL), noised_BL & (block_BL > drawn_BL)
+        answer_BL = noised_BL & ~padding_BL
+        last_BL = _per_segment(jax.ops.segment_max, jnp.where(noised_BL, block_BL, 0), segments_BL)
+        blocks_BL = 1 + _per_segment(jax.ops.segment_max, jnp.where(answer_BL, block_BL + 1, 0), segments_BL)
+        draw_key, share_key = jax.random.split(key)
+        draw_BL, share_BL = (
+            (jax.random.uniform(each, (len(noised_BL), 1)) + segments_BL * GOLDEN) % 1 for each in (draw_key, share_key)
+        )
+        drawn_BL = (draw_BL * jnp.minimum(blocks_BL, 1 + last_BL)).astype(jnp.int32)
+        in_blocks_BL = share_BL < self.settings.block_share
+        return (
+            noised_BL & (~in_blocks_BL | (block_BL == drawn_BL)),
+            noised_BL & in_blocks_BL & (block_BL > drawn_BL),
+        )
 
     def _draws(
         self, open_BL: Bool[Array, "B L"], order_BL: Int[Array, "B L"], segments_BL: Int[Array, "B L"], key: Array

@@ -14,10 +14,10 @@ from dllm_jax.errors import UsageError
 from dllm_jax.hlo import Program
 from dllm_jax.memory import placed
 from dllm_jax.mesh import batch_shardings
-from dllm_jax.models.model import Model, computing, shape_model
-from dllm_jax.placement import model_shape, told
+from dllm_jax.models.model import Model, computing
+from dllm_jax.placement import told
 from dllm_jax.training.diffusion.config import DiffusionTraining
-from dllm_jax.training.diffusion.train import changed, check_trainable, make_trainer
+from dllm_jax.training.diffusion.train import make_trainer, shape_of
 from dllm_jax.training.trainer import Trainer, training_mesh
 
 LENGTH = "canvas_length"
@@ -40,10 +40,8 @@ def plan(config: DiffusionTraining) -> dict[str, Any]:
         raise UsageError(f"plan.topology: expected TPUs, or nothing for the devices here, to train, got {topology}")
     devices = planning.topology_devices(topology) if topology else jax.devices()
     mesh = training_mesh(config.mesh, config.train, devices=devices)
-    shape, dtype = model_shape(config.decoding(), platform=devices[0].platform)
-    model = shape_model(changed(shape, config.network), dtype=dtype, mesh=mesh)
-    check_trainable(model, config.data)
-    trainer, rates = make_trainer(config, model), planning.rates_of(devices, dtype)
+    model = shape_of(config, mesh)
+    trainer, rates = make_trainer(config, model), planning.rates_of(devices, model.dtype)
     programs = [_program(config, trainer, model, length, rates) for length in config.data.lengths]
     return planning.outcome(programs, devices, mesh, topology=topology)
 

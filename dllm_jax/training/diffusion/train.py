@@ -77,12 +77,20 @@ def _train(
     config: DiffusionTraining, corpus: Corpus | Texts, mesh: Mesh, *, run: RunFolder, identity: Mapping[str, Any]
 ) -> dict[str, Any]:
     begun = time.perf_counter()
+    if config.data.distill_path:
+        make_trainer(config, shape_of(config, mesh))  # what would be refused after hours of decoding is refused before
     answers = distill.wanted_answers(
         corpus.prompts, config.decoding(), data=config.data, overwrite=config.output.overwrite
     )
     model, start = open_start(config, mesh)
     end_id = end_of_turn(start.end_ids, start.codec, setting=config.model.eot_token_id)
-    training, held_out = corpus.encode(start.codec, answers=answers, end_id=end_id)
+    training, held_out = corpus.encode(start.codec, answers=answers, end_id=end_id, whole=True)
+    longest = max(len(sample.example.tokens) for sample in training)
+    if longest > model.config.max_length:
+        raise UsageError(
+            f"network.max_length: expected at least the {longest} tokens of the longest sample, "
+            f"got {model.config.max_length}"
+        )
     trainer = make_trainer(config, model)
     evaluate = HeldOut(
         trainer,
@@ -91,7 +99,6 @@ def _train(
         config=config.decoding(),
         codec=start.codec,
         end_ids=start.end_ids,
-        padding_weight=config.objective.padding_weight,
     )
     identity = {**identity, **distill.digest(config.data.distill_path)}
     hosts.meet()
@@ -115,6 +122,18 @@ def _train(
     return metrics
 
 
+def shape_of(config: DiffusionTraining, mesh: Mesh) -> Model:
+    """The model that will be trained, as shapes.
+
+    Raises:
+        UsageError: it is missing, or cannot be trained.
+    """
+    shape, dtype = model_shape(config.decoding(), platform=mesh.devices.flat[0].platform)
+    model = shape_model(changed(shape, config.network), dtype=dtype, mesh=mesh)
+    check_trainable(model, config.data)
+    return model
+
+
 def open_start(config: DiffusionTraining, mesh: Mesh) -> tuple[Model, Start]:
     """The model to begin with, of which network.scratch has only shapes, and its tokenizer.
 
@@ -127,9 +146,7 @@ def open_start(config: DiffusionTraining, mesh: Mesh) -> tuple[Model, Start]:
             f"model.preset: expected none, since a training begins from files, got {settings.model.preset}"
         )
     if config.network.scratch:
-        shape, dtype = model_shape(settings, platform=mesh.devices.flat[0].platform)
-        model = shape_model(changed(shape, config.network), dtype=dtype, mesh=mesh)
-        model = dataclasses.replace(model, path=str(resolve(settings.model.path)))
+        model = dataclasses.replace(shape_of(config, mesh), path=str(resolve(settings.model.path)))
         codec = load_codec(settings, model)
         if codec is None:
             raise UsageError(f"tokenizer.path: expected a tokenizer, got none in {settings.model.path!r}")
@@ -225,7 +242,7 @@ def training_batches(
     config: DiffusionTraining, training: Sequence[Sample], *, eos_id: int
 ) -> grain.DatasetIterator[Canvases]:
     """The training data as the settings lay it out."""
-    data, objective = config.data, config.objective
+    data = config.data
     examples = [sample.example for sample in training]
     if data.packed:
         return packed_canvases(
@@ -235,7 +252,6 @@ def training_batches(
             seed=config.train.seed,
             eos_id=eos_id,
             most_padding=data.most_padding,
-            padding_weight=objective.padding_weight,
         )
     return canvas_batches(
         examples,
@@ -246,7 +262,6 @@ def training_batches(
         spread=data.spread,
         full_share=data.full_share,
         shortest=data.shortest,
-        padding_weight=objective.padding_weight,
     )
 
 

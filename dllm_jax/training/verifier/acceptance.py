@@ -10,7 +10,6 @@ from dllm_jax.data.packing import held_out_batches
 from dllm_jax.data.samples import Sample
 from dllm_jax.data.text import TextCodec
 from dllm_jax.decoding.generate import Decoder, decode_all
-from dllm_jax.errors import UsageError
 from dllm_jax.models.model import Model
 from dllm_jax.training.held_out import HeldOutPrompts
 from dllm_jax.training.losses import means
@@ -46,12 +45,8 @@ class HeldOut:
     ) -> None:
         self.trainer, self.samples, self.model, self.config = trainer, samples, model, config
         self.end_ids, self.length = end_ids, length
-        tokens = [sample.example.tokens[: sample.example.prompt_length].tolist() for sample in samples]
-        self.prompts = HeldOutPrompts([sample.prompt for sample in samples], tokens, codec=codec)
-        limit = model.config.max_length - config.decode.gen_length
-        longest = max(map(len, tokens))
-        if longest > limit:
-            raise UsageError(f"data.eval_path: expected prompts of at most {limit} tokens (to decode), got {longest}")
+        room = model.config.max_length - config.decode.gen_length
+        self.prompts = HeldOutPrompts.of_samples(samples, codec=codec, room=room)
 
     def __call__(self, state: TrainState) -> Mapping[str, float]:
         """Token accuracy and loss on the reference answers; accuracy and tokens per forward of decoding with apd."""
@@ -61,7 +56,7 @@ class HeldOut:
         batches = held_out_batches(
             [sample.example for sample in self.samples],
             length=self.length,
-            batch_size=self.trainer.settings.batch_size,
+            batch_size=self.trainer.settings.rows,
         )
         sums = jax.device_get([self.trainer.sums(state, batch) for batch in batches])
         return means(sums)

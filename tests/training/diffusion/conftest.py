@@ -14,6 +14,10 @@ FLAGS = (
     "network.embed_dim=0",
     "network.num_heads=0",
     "network.mlp_dim=0",
+    "data.buckets=",
+    "objective.padding_weight=1",
+    "objective.weighting=linear",
+    "objective.block_length=0",
 )
 
 

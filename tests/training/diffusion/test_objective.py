@@ -28,7 +28,7 @@ def canvases(rows: int, *, prompt: int = 3, answer: int = 5, end: int = 10) -> C
     return Canvases(
         tokens_BL=np.where(column < prompt + answer, 10 + column, EOS).astype(np.int32),
         noised_BL=noised,
-        counts_BL=noised,
+        padding_BL=noised & (column >= prompt + answer),
         positions_BL=np.where(inside, column, 0).astype(np.int32),
         segments_BL=inside.astype(np.int32),
         order_BL=np.zeros((rows, LENGTH), np.int32),
@@ -115,16 +115,15 @@ def test_without_weighting_every_mask_counts_the_same() -> None:
 
 def test_padding_may_be_left_out_of_the_loss() -> None:
     batch = canvases(256)
-    counted = batch.counts_BL & (np.arange(LENGTH) < 8)
-    noised = prepared(batch._replace(counts_BL=counted))
+    noised = prepared(batch, padding_weight=0.0)
     assert masked(noised)[:, 8:10].any()
     assert not np.asarray(noised.weight_BL)[:, 8:].any()
-    assert np.allclose(np.asarray(noised.scale_BL)[masked(noised) & counted], 1 / 5)
+    assert np.allclose(np.asarray(noised.scale_BL)[masked(noised) & ~batch.padding_BL], 1 / 5)
 
 
 def test_padding_may_count_less_than_the_answer() -> None:
     batch = canvases(256)
-    noised = prepared(batch._replace(counts_BL=np.where(np.arange(LENGTH) < 8, 1, 0.1) * batch.noised_BL))
+    noised = prepared(batch, padding_weight=0.1)
     scale = np.asarray(noised.scale_BL)
     assert np.allclose(scale[:, :8][masked(noised)[:, :8]], 1 / 5.2)
     assert np.allclose(scale[:, 8:][masked(noised)[:, 8:]], 0.1 / 5.2)
@@ -153,7 +152,7 @@ def test_empty_rows_count_nothing() -> None:
 
 
 def test_blocks_before_the_open_one_are_clean_and_those_behind_it_masked() -> None:
-    batch = canvases(512, prompt=2, answer=4, end=11)  # 9 tokens: blocks of 4, 4 and 1
+    batch = canvases(512, prompt=2, answer=8, end=11)  # 9 tokens: blocks of 4, 4 and 1
     noised = prepared(batch, block_length=4)
     weights = np.asarray(noised.weight_BL) > 0
     first = np.where(weights.any(axis=1), (weights.argmax(axis=1) - 2) // 4, -1)
@@ -165,6 +164,23 @@ def test_blocks_before_the_open_one_are_clean_and_those_behind_it_masked() -> No
             assert masked(noised)[row, stop:11].all()
             assert not weights[row, stop:].any()
             assert np.allclose(np.asarray(noised.scale_BL)[row][weights[row]], 1 / (stop - start))
+
+
+def test_of_blocks_of_padding_alone_only_the_first_is_drawn() -> None:
+    batch = canvases(512, prompt=2, answer=3, end=11)  # blocks of 2: two with the answer, three of padding
+    weights = np.asarray(prepared(batch, block_length=2, padding_weight=0.1).weight_BL) > 0
+    assert set((weights.argmax(axis=1)[weights.any(axis=1)] - 2) // 2) == {0, 1, 2}
+
+
+def test_a_share_of_the_samples_is_masked_in_blocks() -> None:
+    batch = canvases(1024, prompt=2, answer=8, end=10)
+    noised = prepared(batch, block_length=4, block_share=0.25, weighting="none")
+    scale = np.asarray(noised.scale_BL)
+    in_blocks = np.isclose(scale, 1 / 4).any(axis=1)
+    assert in_blocks.sum() / scale.any(axis=1).sum() == pytest.approx(0.25, abs=0.05)
+    whole = scale[~in_blocks]
+    assert np.allclose(whole[whole > 0], 1 / 8)
+    assert ((whole[:, 2:6] > 0).any(axis=1) & (whole[:, 6:10] > 0).any(axis=1)).mean() > 0.5
 
 
 def test_in_the_order_of_a_trajectory_the_last_commits_are_masked_first() -> None:
@@ -201,16 +217,15 @@ def test_certainty_lowers_the_entropy_of_what_is_right_only() -> None:
 
 def test_only_masked_tokens_that_count_get_a_gradient() -> None:
     batch = canvases(8)
-    counted = batch.counts_BL & (np.arange(LENGTH) < 8)
-    objective = MaskedTokens(ObjectiveSettings(certainty=1.0), MASK)
-    noised = objective.prepare(batch._replace(counts_BL=counted), jax.random.key(1))
+    objective = MaskedTokens(ObjectiveSettings(certainty=1.0, padding_weight=0.0), MASK)
+    noised = objective.prepare(batch, jax.random.key(1))
     noised = dataclasses.replace(noised, target_BL=noised.target_BL % 4)
 
     def loss(logits: jax.Array) -> jax.Array:
         return objective.sums(Table(logits), noised).loss  # type: ignore[arg-type]
 
     gradient = jax.grad(loss)(jax.random.normal(jax.random.key(2), (8, LENGTH, 4)))
-    assert np.array_equal(np.abs(gradient).sum(axis=-1) > 0, masked(noised) & counted)
+    assert np.array_equal(np.abs(gradient).sum(axis=-1) > 0, masked(noised) & ~batch.padding_BL)
 
 
 @pytest.mark.parametrize("shift", [0, 1])

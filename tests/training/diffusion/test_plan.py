@@ -18,7 +18,14 @@ from dllm_jax.training.diffusion import plan
 from dllm_jax.training.diffusion.config import DiffusionTraining
 
 ROOT = Path(__file__).parents[3]
-SMALL = ("network.num_layers=1", "network.embed_dim=32", "network.mlp_dim=32", "train.batch_size=8", "data.length=32")
+SMALL = (
+    "network.num_layers=1",
+    "network.embed_dim=32",
+    "network.mlp_dim=32",
+    "train.batch_size=8",
+    "data.length=32",
+    "data.buckets=",
+)
 SHAPE = ("num_layers", "embed_dim", "num_heads", "mlp_dim")
 tpu = [
     pytest.mark.slow,

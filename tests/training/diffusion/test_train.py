@@ -15,9 +15,13 @@ import decode.run
 import dllm_jax
 from dllm_jax import cli
 from dllm_jax.checkpoints import files
+from dllm_jax.data import text
 from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import Model, shape_model
+from dllm_jax.settings import TokenizerSettings
+from dllm_jax.training.corpus import Corpus
+from dllm_jax.training.diffusion import held_out
 from dllm_jax.training.diffusion import train as module
 from dllm_jax.training.diffusion.config import DataSettings, DiffusionTraining
 from dllm_jax.training.trainer import Trainer, TrainState
@@ -129,6 +133,22 @@ def test_an_interrupted_run_ends_with_the_same_bits(
     assert execute(*(WAYS | OTHERS)[way], f"output.path={tmp_path / 'whole'}") == 0
     cut_at_three(*(WAYS | OTHERS)[way])
     assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+    assert lines(tmp_path / "out.training") == lines(tmp_path / "whole.training")
+
+
+def test_a_measurement_that_was_cut_off_is_made_when_the_run_goes_on(
+    execute: Execute, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(held_out.HeldOut, "__call__", lambda *_: dict.fromkeys(("loss", "token_accuracy"), 1.0))
+    assert execute("train.checkpoint_every=5", f"output.path={tmp_path / 'whole'}") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(held_out.HeldOut, "__call__", fail)
+        with pytest.raises(RuntimeError, match="power cut"):
+            execute("train.checkpoint_every=5")
+    assert execute("train.checkpoint_every=5") == 0
     assert lines(tmp_path / "out.training") == lines(tmp_path / "whole.training")
 
 
@@ -244,6 +264,13 @@ def test_it_learns_its_own_answers_in_the_order_of_their_commits(
     path = written(tmp_path, [{"id": i, "prompt": f"{i} plus 1?"} for i in range(9)])
     answers = tmp_path / "answers.jsonl"
     learnt: list[Any] = []
+    monkeypatch.setattr(  # one layer never ends a text
+        module.distill,
+        "wanted_answers",
+        lambda *given, answers=module.distill.wanted_answers, **rest: [
+            row | {"finish_reason": "eos"} for row in answers(*given, **rest)
+        ],
+    )
     monkeypatch.setattr(
         module,
         "training_batches",
@@ -269,6 +296,24 @@ def test_it_learns_its_own_answers_in_the_order_of_their_commits(
     )
 
 
+def test_own_answers_that_were_cut_off_are_left_out(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = Corpus(DataSettings(samples=3, distill_path="own.jsonl"), seed=0)
+    rows = [
+        {"num_tokens": 2, "output_ids": [70 + i, 71, 5, 0], "commit_step": [1, 2, 3, 1], "finish_reason": reason}
+        for i, reason in enumerate(("eot_id", "length", "eos"))
+    ]
+    codec = text.load(teacher, TokenizerSettings())
+    assert codec
+    whole, _ = corpus.encode(codec, answers=rows, end_id=5, whole=True)
+    assert [sample.example.answer.tolist() for sample in whole] == [[70, 71, 5], [72, 71, 5]]
+    assert capsys.readouterr().err == "own.jsonl: 1 of 3 own answers fill decode.gen_length and are left out\n"
+    assert len(corpus.encode(codec, answers=rows, end_id=5)[0]) == 3
+    with pytest.raises(UsageError, match=r"data\.distill_path: expected answers that end before decode\.gen_length"):
+        Corpus(DataSettings(samples=1, distill_path="own.jsonl"), seed=0).encode(
+            codec, answers=rows[1:2], end_id=5, whole=True
+        )
+
+
 REFUSALS = [
     (["train.microbatches=3"], "train.microbatches: expected a divisor of train.batch_size 2, got 3"),
     (["train.ema=1"], "train.ema: expected at least 0 and below 1, got 1.0"),
@@ -277,7 +322,7 @@ REFUSALS = [
     (["data.buckets=128,96"], "data.buckets: expected lengths in ascending order below data.length 160, got 128,96"),
     (["data.buckets=160"], "data.buckets: expected lengths in ascending order below data.length 160, got 160"),
     (["data.buckets=x"], "data.buckets: expected"),
-    (["data.length=1"], "data.buckets: expected lengths in ascending order"),
+    (["data.length=1"], "data.length: expected at least 2, got 1"),
     (["data.buckets=96", "data.packed=true"], "data.buckets: expected none with data.packed, got 96"),
     (["data.full_share=1.5"], "data.full_share: expected"),
     (["data.length=2000"], "data.length: expected at most the 192 tokens of the model (network.max_length), got 2000"),
@@ -300,7 +345,14 @@ REFUSALS = [
     (["output.path="], "output.path: expected the folder to write the model to, got none"),
     (["data.path=/no/such.jsonl"], "data.path: expected a readable file, got '/no/such.jsonl'"),
     (["data.eval_path=/no/such.jsonl"], "data.eval_path: expected a readable file"),
-    (["network.max_length=200", "decode.gen_length=180", "decode.block_length=0"], "expected prompts of at most 20"),
+    (
+        ["network.max_length=200", "decode.gen_length=180", "decode.block_length=0"],
+        "of the longest held-out prompt, got one that leaves 20",
+    ),
+    (
+        ["data.packed=true", "network.max_length=60", "decode.gen_length=4", "decode.block_length=0"],
+        "network.max_length: expected at least the ",
+    ),
     (["model.path=/no/such"], "model.path: expected a folder or one of"),
     (["train.stesp=3"], "unknown config field, close to --config.train.steps"),
 ]
@@ -342,12 +394,13 @@ def test_the_config_for_a_laptop_learns(tmp_path: Path) -> None:
     """The first minute of it, in a smaller batch."""
     short = (
         "data.samples=2000",
-        "data.eval_samples=10",
+        "data.eval_samples=5",
+        "data.buckets=",
         "train.steps=80",
         "train.batch_size=16",
         "train.warmup_steps=10",
-        "train.log_every=20",
-        "train.eval_every=20",
+        "train.log_every=10",
+        "train.eval_every=10",
         "decode.gen_length=32",
         f"output.path={tmp_path / 'out'}",
     )
@@ -355,6 +408,6 @@ def test_the_config_for_a_laptop_learns(tmp_path: Path) -> None:
     config = str(ROOT / "configs" / "train_tiny_cpu.py")
     assert cli.execute(main, ["x", *flags], description="", default_config=config, schema=DiffusionTraining) == 0
     first, *_, last = (line for line in lines(tmp_path / "out.training") if line["group"] == "held_out")
-    assert (first["step"], last["step"]) == (20, 80)
+    assert (first["step"], last["step"]) == (10, 80)
     assert last["loss"] < 0.75 * first["loss"]
     assert last["token_accuracy"] > first["token_accuracy"] + 0.05
