@@ -1,6 +1,7 @@
 """Fast-dLLM v2 (arXiv 2509.26328) as in its model card: blocks of 32 in parts of 8, by threshold, over an exact cache.
 
-Its block cache within a block, which is not exact: --config.decode.sub_block_cache=true.
+Its block cache within a block, which is not exact: --config.decode.sub_block_cache=true. As released, some tokens at
+the end are missing if decode.gen_length is whole blocks (docs/decoders.md, "Fewer tokens than were asked for").
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """All settings of a decode: put together, read from a `ConfigDict`, checked.
 
-The frozen dataclasses of `settings.py` are what the library takes. Experiment files (`configs/*.py`) start from
+The frozen dataclasses of `settings/` are what the library takes. Experiment files (`configs/*.py`) start from
 `to_config_dict(Config())` and change a few fields; `from_config_dict` brings a `ConfigDict` back, checks types and
 unknown names, and calls `validate`. This module imports no JAX, so that a command can show help or an error at once.
 """

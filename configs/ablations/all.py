@@ -24,6 +24,8 @@ NUMBERS: dict[str, tuple[Any, ...]] = {  # of methods without a cache, in aligne
     "wino.threshold": (0.6, 0.8),
     "clad.threshold": (0.7, 0.9),
     "dawn.threshold": (0.8, 0.9),
+    "dynamic.threshold": (0.8, 0.9),
+    "edit.threshold": (0.8, 0.9),
 }
 THRESHOLD: dict[str, dict[str, Any]] = {  # other blocks, caches and stop rules with the plain threshold
     "decay": {"threshold.decay": 0.4},
@@ -40,7 +42,7 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "low_confidence_96": (base, {"decode.policy": "low_confidence"}),
     **{
         f"{policy}_24": (base, {"decode.policy": policy, "decode.steps": 24})
-        for policy in ("low_confidence", "random", "entropy", "maskgit_plus", "topk_margin")
+        for policy in ("low_confidence", "random", "entropy", "maskgit_plus", "topk_margin", "sequential")
     },
     **{
         f"{policy}_{number}": (base, {"decode.policy": policy, f"{policy}.{field}": number})

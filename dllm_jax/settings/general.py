@@ -217,6 +217,11 @@ class DecodeSettings(Section):
             )
         if -1 < self.refill < 0:
             raise UsageError(f"decode.refill: expected 0 to 1, or -1, got {self.refill}")
+        if self.sub_block_length and self.policy == "apd":
+            raise UsageError(
+                f"decode.sub_block_length: expected 0 with decode.policy apd, which goes by no blocks, "
+                f"got {self.sub_block_length}"
+            )
         if self.sub_block_cache and not (self.sub_block_length and self.cache in ("auto", "block")):
             raise UsageError(
                 "decode.sub_block_cache: expected False without decode.sub_block_length and decode.cache block, "

@@ -206,6 +206,7 @@ REFUSED = [
         {"policy": "learn2pd", "sub_block_length": 4},
         "decode.sub_block_length: expected 8, as the filter has it, got 4",
     ),
+    (SDAR, {"policy": "apd", "sub_block_length": 4}, "decode.sub_block_length: expected 0 with decode.policy apd"),
     (SDAR, {"steps": 7, "cache": "block"}, "decode.steps: expected a multiple of the number of blocks 2, got 7"),
     (
         "llada-tiny",

@@ -57,7 +57,17 @@ def test_rows_are_their_single_runs(checkpoint: str, policy: str, settings: dict
 
 @pytest.mark.parametrize(
     ("checkpoint", "settings"),
-    [("sdar-tiny", {}), pytest.param("fdv2-tiny", {"sub_block_length": PART}, marks=pytest.mark.slow)],
+    [
+        ("sdar-tiny", {}),
+        *(
+            pytest.param(name, settings, marks=pytest.mark.slow)
+            for name, settings in (
+                ("fdv2-tiny", {"sub_block_length": PART}),
+                ("llada2-tiny", {}),  # experts, split over `tensor`
+                ("sdarmoe-tiny", {}),
+            )
+        ),
+    ],
     ids=str,
 )
 def test_rows_do_not_depend_on_the_mesh(checkpoint: str, settings: dict) -> None:
