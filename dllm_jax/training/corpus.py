@@ -1,6 +1,5 @@
 """What a model learns from and is measured on: the settings' samples, encoded."""
 
-import sys
 from collections.abc import Sequence
 
 import rich.progress
@@ -45,37 +44,30 @@ class Corpus:
             self.held_out = samples.spread(held_out, data.eval_samples)
 
     def encode(
-        self, codec: TextCodec, *, answers: Sequence[Row] | None, end_id: int, whole: bool = False
+        self, codec: TextCodec, *, answers: Sequence[Row | None] | None, end_id: int
     ) -> tuple[list[Sample], list[Sample]]:
         """Samples to learn from and held-out samples; no prompt is in both.
 
         Args:
             codec: of the diffusion model.
-            answers: its own answers, one for every prompt, to learn instead of those that came with the prompts.
+            answers: its own answers, one for every prompt, to learn instead of those that came with the prompts; None
+                leaves the prompt out.
             end_id: what ends an answer that came with a prompt.
-            whole: leave out own answers that decode.gen_length cut off: what stands behind an answer is learnt as well.
 
         Raises:
             UsageError: a sample is too long, or there are none.
         """
-        prompts: Sequence[Prompt] = self.prompts
-        own: list[OwnAnswer | None] = [None] * len(prompts)
-        if answers is not None:
-            kept = [
-                (prompt, own_answer(row))
-                for prompt, row in zip(prompts, answers, strict=True)
-                if not whole or row["finish_reason"] != "length"
+        pairs: list[tuple[Prompt, OwnAnswer | None]] = (
+            [(prompt, None) for prompt in self.prompts]
+            if answers is None
+            else [
+                (prompt, own_answer(row)) for prompt, row in zip(self.prompts, answers, strict=True) if row is not None
             ]
-            if not kept:
-                raise UsageError("data.distill_path: expected answers that end before decode.gen_length, got none")
-            if missing := len(prompts) - len(kept):
-                told = f"{missing} of {len(prompts)} own answers fill decode.gen_length and are left out"
-                print(f"{self._data.distill_path}: {told}", file=sys.stderr)
-            prompts, own = [prompt for prompt, _ in kept], [answer for _, answer in kept]
-        learnt = self._encode(prompts, own, bad=self._bad, codec=codec, end_id=end_id)
+        )
+        learnt = self._encode(pairs, bad=self._bad, codec=codec, end_id=end_id)
         self._bad.report(good=len(learnt))
         held_out = self._encode(
-            self.held_out, [None] * len(self.held_out), bad=self._bad_held_out, codec=codec, end_id=end_id
+            [(prompt, None) for prompt in self.held_out], bad=self._bad_held_out, codec=codec, end_id=end_id
         ) or samples.spread(learnt, min(self._data.eval_samples, max(1, len(learnt) // HELD_OUT_SHARE)))
         training = samples.without(learnt, held_out)
         if not training:
@@ -84,16 +76,14 @@ class Corpus:
 
     def _encode(
         self,
-        prompts: Sequence[Prompt],
-        answers: Sequence[OwnAnswer | None],
+        pairs: Sequence[tuple[Prompt, OwnAnswer | None]],
         *,
         bad: BadLines,
         codec: TextCodec,
         end_id: int,
     ) -> list[Sample]:
         encoded = []
-        pairs = zip(prompts, answers, strict=True)
-        for prompt, answer in rich.progress.track(pairs, "encoding", total=len(prompts), **for_people()):
+        for prompt, answer in rich.progress.track(pairs, "encoding", **for_people()):
             with bad.line(prompt.line):
                 encoded.append(samples.encode(prompt, codec, answer=answer, end_id=end_id, length=self._data.length))
         return encoded
@@ -114,7 +104,7 @@ class Texts:
         self._path, self._data = path, data
 
     def encode(
-        self, codec: TextCodec, *, answers: Sequence[Row] | None, end_id: int, whole: bool = False
+        self, codec: TextCodec, *, answers: Sequence[Row | None] | None, end_id: int
     ) -> tuple[list[Sample], list[Sample]]:
         """Pieces to learn from and held-out pieces, the latter at even distances; see `Corpus.encode`.
 
@@ -122,7 +112,6 @@ class Texts:
             codec: of the diffusion model.
             answers: none.
             end_id: what ends a text.
-            whole: nothing to these.
 
         Raises:
             UsageError: the file cannot be read, a line is bad, or there is only one piece.

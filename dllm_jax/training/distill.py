@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,24 @@ def own_answers(prompts: Sequence[Prompt], config: Config, *, source: str, path:
     )
     outcome = jobs.run(settings, command="decode.run", prompts=prompts, field=FIELD)
     return _complete(hosts.from_first(lambda: list(outcome.rows)), path)
+
+
+def ended(rows: Sequence[Row], path: str) -> list[Row | None]:
+    """The answers, with None for those that decode.gen_length cut off, which is told.
+
+    Where what stands behind an answer is learnt as well, a model would learn from these to stop anywhere.
+
+    Raises:
+        UsageError: all of them were.
+    """
+    kept = [row if row["finish_reason"] != "length" else None for row in rows]
+    missing = kept.count(None)
+    if missing == len(rows):
+        raise UsageError(f"{FIELD}: expected answers that end before decode.gen_length, got none")
+    if missing:
+        told = f"{missing} of {len(rows)} own answers fill decode.gen_length and are left out"
+        print(f"{path}: {told}", file=sys.stderr)
+    return kept
 
 
 def digest(path: str, *, name: str = "answers") -> dict[str, str]:

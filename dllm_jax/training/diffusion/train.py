@@ -84,7 +84,8 @@ def _train(
     )
     model, start = open_start(config, mesh)
     end_id = end_of_turn(start.end_ids, start.codec, setting=config.model.eot_token_id)
-    training, held_out = corpus.encode(start.codec, answers=answers, end_id=end_id, whole=True)
+    kept = None if answers is None else distill.ended(answers, config.data.distill_path)
+    training, held_out = corpus.encode(start.codec, answers=kept, end_id=end_id)
     longest = max(len(sample.example.tokens) for sample in training)
     if longest > model.config.max_length:
         raise UsageError(

@@ -20,6 +20,7 @@ from dllm_jax.errors import UsageError
 from dllm_jax.mesh import make_mesh
 from dllm_jax.models.model import Model, shape_model
 from dllm_jax.settings import TokenizerSettings
+from dllm_jax.training import distill
 from dllm_jax.training.corpus import Corpus
 from dllm_jax.training.diffusion import held_out
 from dllm_jax.training.diffusion import train as module
@@ -304,14 +305,12 @@ def test_own_answers_that_were_cut_off_are_left_out(teacher: Path, capsys: pytes
     ]
     codec = text.load(teacher, TokenizerSettings())
     assert codec
-    whole, _ = corpus.encode(codec, answers=rows, end_id=5, whole=True)
+    whole, _ = corpus.encode(codec, answers=distill.ended(rows, "own.jsonl"), end_id=5)
     assert [sample.example.answer.tolist() for sample in whole] == [[70, 71, 5], [72, 71, 5]]
     assert capsys.readouterr().err == "own.jsonl: 1 of 3 own answers fill decode.gen_length and are left out\n"
     assert len(corpus.encode(codec, answers=rows, end_id=5)[0]) == 3
     with pytest.raises(UsageError, match=r"data\.distill_path: expected answers that end before decode\.gen_length"):
-        Corpus(DataSettings(samples=1, distill_path="own.jsonl"), seed=0).encode(
-            codec, answers=rows[1:2], end_id=5, whole=True
-        )
+        distill.ended(rows[1:2], "own.jsonl")
 
 
 REFUSALS = [
