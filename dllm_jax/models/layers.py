@@ -24,13 +24,13 @@ class Storage:
 
     Attributes:
         dtype: of all but quantized matrices.
-        rngs: for the initial values.
+        rngs: for the initial values; None: all are 0, for who wants shapes alone.
         layers: of which every parameter holds all in one array, [layers, ...]; 0: of one.
         quantize: "int8": matrices are integers with a float32 scale for every output channel; "": they are not.
     """
 
     dtype: jnp.dtype
-    rngs: nnx.Rngs
+    rngs: nnx.Rngs | None
     layers: int = 0
     quantize: str = ""
 
@@ -43,7 +43,9 @@ class Storage:
         """
         if self.layers:
             sizes = {"layers": self.layers, **sizes}
-        return nnx.Param(init(self.rngs.params(), tuple(sizes.values()), self.dtype), logical_axes=tuple(sizes))
+        shape = tuple(sizes.values())
+        first = init(self.rngs.params(), shape, self.dtype) if self.rngs else jnp.zeros(shape, self.dtype)
+        return nnx.Param(first, logical_axes=tuple(sizes))
 
     def matrix(self, sizes: Mapping[str, int], *, inputs: Collection[str]) -> tuple[nnx.Param, nnx.Param | None]:
         """A matrix, and its scale if it is quantized.

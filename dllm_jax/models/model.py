@@ -53,7 +53,7 @@ def computing(mesh: Mesh, *, precision: str = "default") -> Iterator[None]:
 
 def abstract_model(config: TransformerConfig, *, dtype: jnp.dtype) -> tuple[Any, nnx.State]:
     """Structure and abstract parameters (`jax.ShapeDtypeStruct`) of a model; allocates nothing."""
-    return nnx.split(nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, dtype=dtype, rngs=None)))
 
 
 def with_causal_block(model: Model, block: int) -> Model:

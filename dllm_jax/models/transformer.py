@@ -175,7 +175,7 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
     """Embedding, layers, final norm; `unembed` is apart so that logits are computed only where somebody looks."""
 
-    def __init__(self, config: TransformerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TransformerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs | None) -> None:
         init = nnx.initializers.normal(0.02)
         self.config = config
         once = Storage(dtype=dtype, rngs=rngs, quantize=config.quantize)
