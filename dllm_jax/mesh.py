@@ -141,7 +141,8 @@ def state_shardings(abstract_state: Any, mesh: Mesh, *, rules: Rules) -> Any:
 
     Args:
         abstract_state: parameters (`nnx.eval_shape`), or a tree that has some inside, like the state of an optimizer:
-            whatever keeps a parameter's metadata is placed as the parameter, anything else is replicated.
+            whatever keeps a parameter's metadata is placed as the parameter (unless it is empty, where an optimizer
+            leaves the parameter to another one), anything else is replicated.
         mesh: the devices.
         rules: for parameters.
     """
@@ -149,6 +150,8 @@ def state_shardings(abstract_state: Any, mesh: Mesh, *, rules: Rules) -> Any:
     def place(variable: Any) -> Any:
         if not isinstance(variable, nnx.Variable):
             return NamedSharding(mesh, PartitionSpec())
+        if not jax.tree.leaves(variable):
+            return variable
         axes = variable.get_metadata()["logical_axes"]
         return variable.replace(NamedSharding(mesh, spec(axes, variable.shape, mesh.shape, rules=rules)))
 

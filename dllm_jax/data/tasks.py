@@ -3,7 +3,7 @@
 Word problems need a chain of calculations, which the answer spells out. Copy, reverse and sort have one right answer,
 so their tokens may be committed in any order. In shuffle every position is uncertain and no word may come twice, so
 committing dependent positions together must fail. `dllm_jax/evals/scorers.py` says what counts as correct. All five are
-also drawn longer (`LONG`) than the bundled models have ever seen them, for models of longer canvases.
+also drawn longer (`LONG`), for models of longer canvases.
 
 Two more tasks are for models that know more: the bundled ones have never seen them. In a Latin square every word rules
 itself out in its row and column; of a choice among pairs ("high card", "two pair") both words are uncertain, and only
@@ -28,7 +28,7 @@ class Extent:
     suffix: str  # of the task in ids; with another one the draws are others
 
 
-SHORT = Extent(words=(3, 9), events=(2, 3), lists=("words",), suffix="")  # what the bundled models were trained on
+SHORT = Extent(words=(3, 9), events=(2, 3), lists=("words",), suffix="")  # what the bundled models are measured on
 LONG = Extent(words=(10, 40), events=(4, 8), lists=("words", "more_words"), suffix="-long")
 
 Sampler = Callable[[random.Random, Extent], tuple[str, str]]  # -> (prompt, answer)
@@ -118,6 +118,7 @@ _SAMPLERS |= {"latin_square": _latin_square, "paired_choice": _paired_choice}
 UNSEEN_TASKS = tuple(task for task in _SAMPLERS if task not in TASKS)
 TRAINING_SHARES = {task: 0.65 if task == "word_problem" else 0.35 / 4 for task in TASKS}
 EQUAL_SHARES = {task: 1 / len(TASKS) for task in TASKS}
+LIST_SHARES = {task: 0 if task == "word_problem" else 1 / 4 for task in TASKS}
 
 
 def generate(

@@ -14,7 +14,7 @@ from dllm_jax.progress import for_people
 from dllm_jax.training.distill import own_answer
 from dllm_jax.training.settings import CorpusSettings
 
-SHARES = {"equal": tasks.EQUAL_SHARES, "bundled": tasks.TRAINING_SHARES}
+SHARES = {"equal": tasks.EQUAL_SHARES, "bundled": tasks.TRAINING_SHARES, "lists": tasks.LIST_SHARES}
 HELD_OUT_SHARE = 10  # at most every tenth line of data.path is held out
 
 
@@ -41,6 +41,8 @@ class Corpus:
         self.held_out: list[Prompt] = []
         if separate:
             held_out = samples.read(separate, self._bad_held_out, field="data.eval_path", answers=True)
+            if not (data.path or data.eval_path):  # of the built-in tasks, those that are drawn
+                held_out = [prompt for prompt in held_out if SHARES[data.shares][prompt.task]]
             self.held_out = samples.spread(held_out, data.eval_samples)
 
     def encode(

@@ -8,14 +8,19 @@ from dllm_jax.settings import at_least, setting
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """The optimisation (AdamW), and how often it reports."""
+    """The optimisation, and how often it reports."""
 
     steps: int = setting(6000, "optimiser steps")
+    optimizer: str = setting(
+        "adamw",
+        "adamw, or muon, which makes the updates of the layers' matrices orthogonal (fewer steps from scratch)",
+        choices=("adamw", "muon"),
+    )
     batch_size: int = setting(4, "rows of a step")
     learning_rate: float = setting(2e-3, "its peak, after the warm-up; a cosine takes it down to 0")
     warmup_steps: int = setting(200, "steps over which the learning rate rises")
     b2: float = setting(0.98, "decay of the second moment")
-    weight_decay: float = setting(0.03, "of matrices, not of norms and biases")
+    weight_decay: float = setting(0.03, "of matrices, not of norms and biases (with muon of all)")
     clip: float = setting(1.0, "largest norm of the gradient (0: any)")
     microbatches: int = setting(1, "parts of a step's rows that run one after the other, for less memory")
     remat: bool = setting(False, "compute layers again in the backward pass instead of keeping what they made")
@@ -63,8 +68,8 @@ class CorpusSettings:
     samples: int = setting(60_000, "samples to draw of the built-in tasks, none of them held out", least=1)
     shares: str = setting(
         "equal",
-        "samples of each built-in task: equal parts, or as the bundled models saw them (65% word problems)",
-        choices=("equal", "bundled"),
+        "of each built-in task: equal parts, as the bundled models saw them (65% word problems), or of lists alone",
+        choices=("equal", "bundled", "lists"),
     )
     longer: float = setting(0.0, "share of these draws that are longer: 10-40 words, 4-8 events", least=0, most=1)
     on_error: str = setting("fail", "what a bad line does: stop, or be left out", choices=("fail", "skip"))

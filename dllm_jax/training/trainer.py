@@ -1,12 +1,13 @@
 """The compiled training step on a mesh: parameters, optimizer state and batch all have their sharding fixed."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import nnx, struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
@@ -22,6 +23,8 @@ from dllm_jax.training.losses import Sums
 from dllm_jax.training.settings import TrainSettings
 
 WIDTH = {"embed", "vocab_embed"}  # logical axes as long as the model is wide
+MANY = {"layers", "experts"}  # logical axes of matrices that are stored in one array
+MUON_RMS = 0.2  # of an update of Muon, beside the learning rate: as those of AdamW are, so that its rates suit
 TRAINED, HELD_OUT = 0, 1  # data, for draws
 MASTER_DTYPE = jnp.dtype("float32")  # of parameters and moments; the forward runs in the dtype of the diffusion model
 
@@ -220,17 +223,49 @@ def training_mesh(mesh: MeshSettings, settings: TrainSettings, *, devices: Seque
 
 
 def build_optimizer(settings: TrainSettings, *, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW behind a bound on the norm of the gradient, if there is one; norms and biases do not decay."""
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity(),
-        optax.adamw(schedule, b2=settings.b2, weight_decay=settings.weight_decay, mask=_matrices),
-    )
+    """AdamW, or Muon for the layers' matrices and AdamW for the rest (arXiv 2502.16982), on gradients of bounded norm.
+
+    Args:
+        settings: which of them; without train.clip there is no bound. With AdamW alone norms and biases do not decay;
+            of what Muon leaves to it everything does (optax has no mask there).
+        schedule: the learning rate of a step.
+    """
+    if settings.optimizer == "muon":
+        optimizer = optax.contrib.muon(
+            schedule,
+            weight_decay=settings.weight_decay,
+            adam_b2=settings.b2,
+            adam_weight_decay=settings.weight_decay,
+            muon_weight_dimension_numbers=_sides,
+            consistent_rms=MUON_RMS,
+        )
+    else:
+        optimizer = optax.adamw(schedule, b2=settings.b2, weight_decay=settings.weight_decay, mask=_matrices)
+    return optax.chain(optax.clip_by_global_norm(settings.clip) if settings.clip else optax.identity(), optimizer)
 
 
 def _matrices(params: nnx.State) -> nnx.State:
     """True for every parameter with the model's width as an axis."""
+    return _by_axes(params, lambda axes: not WIDTH.isdisjoint(axes))
+
+
+def _sides(params: nnx.State) -> nnx.State:
+    """For Muon, to which a matrix is as its transpose, the axes of the two sides of the layers' matrices; else None."""
+
+    def sides(axes: tuple[str, ...]) -> optax.contrib.MuonDimensionNumbers | None:
+        inner = [i for i, axis in enumerate(axes) if axis not in MANY]
+        if "embed" not in axes or len(inner) < 2:
+            return None
+        width = axes.index("embed")
+        return optax.contrib.MuonDimensionNumbers((width,), tuple(i for i in inner if i != width))
+
+    return _by_axes(params, sides)
+
+
+def _by_axes(params: nnx.State, tell: Callable[[tuple[str, ...]], Any]) -> nnx.State:
+    """What is told of the logical axes of every parameter, in its place."""
     return jax.tree.map(
-        lambda variable: variable.replace(not WIDTH.isdisjoint(variable.get_metadata()["logical_axes"])),
+        lambda variable: variable.replace(tell(variable.get_metadata()["logical_axes"])),
         params,
         is_leaf=lambda x: isinstance(x, nnx.Variable),
     )

@@ -148,7 +148,7 @@ def test_the_shipped_files():
 
 
 def test_training_shares_add_up():
-    for shares in (tasks.TRAINING_SHARES, tasks.EQUAL_SHARES):
+    for shares in (tasks.TRAINING_SHARES, tasks.EQUAL_SHARES, tasks.LIST_SHARES):
         assert tuple(shares) == tasks.TASKS
         assert sum(shares.values()) == pytest.approx(1)
     assert tasks.TRAINING_SHARES["word_problem"] == 0.65

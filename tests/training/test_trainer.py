@@ -96,6 +96,29 @@ def test_norms_and_biases_do_not_decay() -> None:
     assert np.allclose(leaf(updates, "embedding"), -0.1 * leaf(before.params, "embedding"))
 
 
+@pytest.mark.parametrize("stacked", [False, True])
+def test_muon_stretches_no_direction_of_the_layers_matrices(stacked: bool) -> None:
+    shape = dataclasses.replace(SHAPE, num_layers=2, stacked=stacked)
+    settings = dataclasses.replace(SETTINGS, optimizer="muon", weight_decay=0.0, warmup_steps=0)
+    trainer = trainer_on(make_mesh(data=1), settings, shape=shape)
+    state, draw = trainer.init(), np.random.default_rng(0)
+    gradient = jax.tree.map(lambda x: draw.normal(size=x.shape).astype(x.dtype), state.params)
+    updates, _ = jax.jit(trainer.optimizer.update)(gradient, state.opt_state, state.params)
+    matrices = [
+        np.moveaxis(np.asarray(part), place, 0).reshape(SHAPE.embed_dim, -1)
+        for _, update in nnx.to_flat_state(updates)
+        if "embed" in (axes := update.get_metadata()["logical_axes"])
+        for place in [[axis for axis in axes if axis != "layers"].index("embed")]
+        for part in (update[...] if stacked else update[...][None])
+    ]
+    assert len(matrices) == 2 * 4
+    for matrix in matrices:
+        stretch = np.linalg.svd(matrix, compute_uv=False) / (2e-2 * 0.2 * max(matrix.shape) ** 0.5)
+        assert stretch.max() < 1.3
+        assert np.median(stretch) > 0.7
+    assert np.ptp(np.abs(leaf(updates, "final_norm.scale"))) < 1e-5  # Adam's first one has one size everywhere
+
+
 def test_a_moving_average_is_what_is_exported() -> None:
     trainer = trainer_on(make_mesh(data=1), dataclasses.replace(SETTINGS, ema=0.9))
     state, _ = trained(trainer, 1)

@@ -28,8 +28,8 @@ class DataSettings(CorpusSettings):
     samples: int = setting(400_000, "samples to draw of the built-in tasks, none of them held out", least=1)
     shares: str = setting(
         "bundled",
-        "samples of each built-in task: as the bundled models saw them (65% word problems), or equal parts",
-        choices=("bundled", "equal"),
+        "of each built-in task: as the bundled models saw them (65% word problems), equal parts, or of lists alone",
+        choices=("bundled", "equal", "lists"),
     )
     length: int = setting(
         160,
@@ -158,6 +158,8 @@ class DiffusionTraining:
             raise UsageError(f"lora.rank: expected 0 with network.scratch, got {self.lora.rank}")
         if self.network.scratch and self.model.adapter:
             raise UsageError(f"model.adapter: expected none with network.scratch, got {self.model.adapter}")
+        if self.lora.rank and self.train.optimizer != "adamw":
+            raise UsageError(f"train.optimizer: expected adamw with lora.rank, got {self.train.optimizer!r}")
         if self.lora.rank and self.model.adapter and not self.lora.merge:
             raise UsageError(
                 "lora.merge: expected true with model.adapter, since the new adapter is of weights with the old one in "

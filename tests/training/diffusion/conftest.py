@@ -14,10 +14,13 @@ FLAGS = (
     "network.embed_dim=0",
     "network.num_heads=0",
     "network.mlp_dim=0",
-    "data.buckets=",
+    "network.max_length=0",
+    "data.shares=equal",
+    "data.length=160",
     "objective.padding_weight=1",
     "objective.weighting=linear",
-    "objective.block_length=0",
+    "train.optimizer=adamw",
+    "train.learning_rate=2e-3",
 )
 
 

@@ -24,9 +24,9 @@ SMALL = (
     "network.mlp_dim=32",
     "train.batch_size=8",
     "data.length=32",
-    "data.buckets=",
+    "train.optimizer=adamw",
 )
-SHAPE = ("num_layers", "embed_dim", "num_heads", "mlp_dim")
+SHAPE = ("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length")
 tpu = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)"),

@@ -224,7 +224,7 @@ def test_bad_lines_fail_or_are_left_out(
         (["data.path=/no/such.jsonl"], "data.path: expected a readable file, got '/no/such.jsonl'"),
         (["data.eval_path=/no/such.jsonl"], "data.eval_path: expected a readable file"),
         (["data.length=20"], "built-in tasks:1: prompt and answer: expected at most 20 tokens (data.length), got "),
-        (["decode.gen_length=180", "decode.block_length=0"], "longest held-out prompt, got one that leaves 12"),
+        (["decode.gen_length=1140", "decode.block_length=0"], "longest held-out prompt, got one that leaves 12"),
         (["model.path=/no/such"], "model.path: expected a folder or one of"),
         (["train.stesp=3"], "unknown config field, close to --config.train.steps"),
     ],
