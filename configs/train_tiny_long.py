@@ -1,4 +1,4 @@
-"""The bundled LLaDA taught canvases of up to 640 tokens: llada-tiny-long, as it was made (docs/training.md)."""
+"""The bundled LLaDA, second part: what train_tiny.py made is taught canvases of up to 640 tokens (docs/training.md)."""
 
 from ml_collections import ConfigDict
 
@@ -8,7 +8,7 @@ from dllm_jax.training.diffusion.config import DiffusionTraining
 
 def get_config() -> ConfigDict:
     config = to_config_dict(DiffusionTraining())
-    config.model.path = "llada-tiny"
+    config.model.path = "out/train_tiny"
     config.network.max_length = 1152
     config.data.update(samples=200_000, longer=0.05, length=640, buckets="96,128,160,224,320,448", shortest=64)
     config.objective.update(padding_weight=0.1, weighting="none", block_length=32, block_share=0.7)

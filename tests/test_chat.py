@@ -70,15 +70,15 @@ def test_the_oldest_turns_go_when_they_do_not_fit(monkeypatch: pytest.MonkeyPatc
         seen.append(len(tokens[0]))
         raise KeyboardInterrupt
 
-    long = [{"role": "user", "content": QUESTION * 4}, {"role": "assistant", "content": "oak."}] * 3
+    long = [{"role": "user", "content": QUESTION * 30}, {"role": "assistant", "content": "oak."}] * 3
     monkeypatch.setattr(type(session.decoder), "__call__", lambda self, *args, **kwargs: decoded(*args, **kwargs))
     session.messages = list(long)
     with pytest.raises(KeyboardInterrupt):
         session.ask(QUESTION)
     assert seen[0] <= session.decoder.longest_prompt
     assert session.messages == long  # an interrupted turn was not said
-    with pytest.raises(UsageError, match="prompt: expected at most 160 tokens"):
-        session.ask(QUESTION * 40)
+    with pytest.raises(UsageError, match="prompt: expected at most 1120 tokens"):
+        session.ask(QUESTION * 100)
 
 
 def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,8 +151,8 @@ def test_folders_without_a_tokenizer(capsys: pytest.CaptureFixture[str], checkpo
         ('{"prompt_ids": [1, 2', "expected a JSON object"),
         ('{"prompt": ""}', "prompt: expected a string that is not empty"),
         ('{"prompt_ids": [1, 512]}', "prompt: expected token ids from 0 to 511, got 512"),
-        (json.dumps({"prompt_ids": [7] * 177}), "prompt: expected at most 176 tokens (max_sequence_length 192"),
-        (json.dumps({"prompt": "oak " * 200}), "prompt: expected at most 176 tokens"),
+        (json.dumps({"prompt_ids": [7] * 1137}), "prompt: expected at most 1136 tokens (max_sequence_length 1152"),
+        (json.dumps({"prompt": "oak " * 1200}), "prompt: expected at most 1136 tokens"),
     ],
 )
 def test_bad_line_fails_or_is_left_out(

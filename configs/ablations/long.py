@@ -1,7 +1,7 @@
 """What the papers measured on long canvases: EoTP at 512 and 1,024 tokens, DiCo on 256 in one block.
 
-`python -m decode.sweep --config=ablations/long --config.output.path=FOLDER` runs them all on llada-tiny-long, on 20
-samples of each task (all 500 with `--config.eval.full=true`). At 1,024 tokens there is room for prompts of 128.
+`python -m decode.sweep --config=ablations/long --config.output.path=FOLDER` runs them all, on 20 samples of each
+bundled task (all 500 with `--config.eval.full=true`). At 1,024 tokens there is room for prompts of 128.
 """
 
 from typing import Any
@@ -29,6 +29,5 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
 def get_config(variant: str = "threshold_512_eot") -> ConfigDict:
     experiment, settings = VARIANTS[variant]
     config = experiment.get_config()
-    config.model.path = "llada-tiny-long"
     config.update_from_flattened_dict(settings)
     return config

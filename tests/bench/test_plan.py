@@ -50,11 +50,12 @@ def run(*settings: str) -> int:
 
 def test_the_bundled_model_on_the_devices_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "plan.json"
-    assert run("mesh.data=1", "mesh.tensor=2", "decode.batch_size=2", f"output.path={path}") == 0
+    mesh = ("mesh.data=1", "mesh.tensor=2", "decode.batch_size=2")
+    assert run(*mesh, "plan.prompt_length=2000", f"output.path={path}") == 0
     out, err = capsys.readouterr()
     assert "fits" in out
     assert out.count("| prompt |") == 2
-    assert "plan.prompt_length: 176 instead of 256" in err  # of the model's 192
+    assert "plan.prompt_length: 1136 instead of 2000" in err  # of the model's 1152
     results = json.loads(path.read_text())
     assert set(results) == PLAN
     assert results["estimated"] is False
@@ -64,10 +65,10 @@ def test_the_bundled_model_on_the_devices_here(tmp_path: Path, capsys: pytest.Ca
     assert results["fits"] is True
     (program,) = results["programs"]
     assert set(program) == PROGRAM
-    assert program["prompt_length"] == 176
+    assert program["prompt_length"] == 1136
     assert program["argument_bytes"] > 1_600_000 * 4 / 2  # half of the weights
     assert set(program["loops"]) == {"full", "cached"}
-    for loop, columns in zip(program["loops"].values(), (192, 8), strict=True):
+    for loop, columns in zip(program["loops"].values(), (1152, 8), strict=True):
         assert set(loop) == LOOP
         assert loop["floor_ms"] > 0
         summed = loop["collectives"]["all-reduce"]

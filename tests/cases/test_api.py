@@ -62,10 +62,10 @@ def test_no_rows_of_token_ids(model: Model, function: Callable[..., Any], name: 
 
 
 def test_too_long_for_the_model(model: Model) -> None:
-    with pytest.raises(UsageError, match=r"tokens_BL: expected rows of 1 to 192 valid tokens, got 300"):
-        dllm_jax.logits(model, [[1] * 300])
-    with pytest.raises(UsageError, match=r"prompts\[1\]: prompt: expected at most 184 tokens"):
-        decode(model, [[1], [1] * 185])
+    with pytest.raises(UsageError, match=r"tokens_BL: expected rows of 1 to 1152 valid tokens, got 1200"):
+        dllm_jax.logits(model, [[1] * 1200])
+    with pytest.raises(UsageError, match=r"prompts\[1\]: prompt: expected at most 1144 tokens"):
+        decode(model, [[1], [1] * 1145])
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_too_long_for_the_model(model: Model) -> None:
         ([[1], [1, 1]], r"valid_BL: expected the shape of tokens_BL \(1, 3\), got \[\[1\], "),
         ([[0, 1, 2]], r"valid_BL: expected booleans, got \[\[0, 1, 2\]\]"),
         ([[0.0, 1.0, 1.0]], r"valid_BL: expected booleans, got "),
-        ([[0, 0, 0]], r"tokens_BL: expected rows of 1 to 192 valid tokens, got 0"),
+        ([[0, 0, 0]], r"tokens_BL: expected rows of 1 to 1152 valid tokens, got 0"),
     ],
 )
 def test_no_mask_of_valid_tokens(model: Model, valid: Any, message: str) -> None:

@@ -195,9 +195,7 @@ def test_paths_that_are_no_folder(decode, checkpoints: Path) -> None:
     told = "hf download GSAI-ML/LLaDA-8B-Instruct --local-dir LLaDA-8B-Instruct"
     assert told in decode("GSAI-ML/LLaDA-8B-Instruct").error
     assert told in decode("https://huggingface.co/GSAI-ML/LLaDA-8B-Instruct").error
-    assert (
-        "expected a folder or one of llada-tiny, llada-tiny-long, verifier-tiny, got 'xxx" in decode("x" * 5000).error
-    )
+    assert "expected a folder or one of llada-tiny, verifier-tiny, got 'xxx" in decode("x" * 5000).error
     assert f"is in, {checkpoints / 'llada'}\n" in decode(checkpoints / "llada" / hf.SINGLE).error
 
 

@@ -151,8 +151,11 @@ def test_few_programs_for_prompts_of_any_length(batch_size: int, waste: float, b
 @pytest.mark.parametrize("length", [100, 128])
 def test_no_bucket_is_longer_than_the_model_allows(length: int) -> None:
     model = load_model("llada-tiny")
-    decoder = Decoder(model, Config(decode=DecodeSettings(batch_size=1, gen_length=64, bucket_waste=2.0)))
-    assert (decoder.longest_prompt, decoder.engine(length).geometry.length) == (128, model.config.max_length)
-    exact = Decoder(model, Config(decode=DecodeSettings(batch_size=1, gen_length=64, bucket_waste=0.0)))
+    model = dataclasses.replace(model, config=dataclasses.replace(model.config, max_length=160))
+    decoder, exact = (
+        Decoder(model, Config(decode=DecodeSettings(batch_size=1, gen_length=32, bucket_waste=waste)))
+        for waste in (2.0, 0.0)
+    )
+    assert (decoder.longest_prompt, decoder.engine(length).geometry.length) == (128, 160)
     prompt = [1, 3, *np.random.default_rng(0).integers(5, 500, length - 2).tolist()]
     np.testing.assert_array_equal(decoder([prompt]).tokens_BG, exact([prompt]).tokens_BG)
