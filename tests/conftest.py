@@ -1,13 +1,18 @@
 """Eight fake CPU devices, exact matrix products, no silent broadcasting; what a failure tells."""
 
+import gc
 import hashlib
+import importlib.metadata
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
-# Most of a test's time is compiling small programs: LLVM optimises them less here. What is computed stays the same.
+# Most of a test's time is compiling small programs: LLVM optimises them less here, and where XLA still has its older
+# emitters for CPUs, which take half of the time, these are used. What is computed stays the same.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import hypothesis
 import jax
@@ -16,12 +21,14 @@ import pytest
 
 import tests.annotations
 
-if os.environ.get("CHECK_SHAPES") != "0":  # annotated shapes and dtypes are checked wherever they are run
+if os.environ.get("CHECK_SHAPES") == "1":  # annotated shapes and dtypes are checked wherever they are run
     jaxtyping.install_import_hook(["dllm_jax.decoding", "dllm_jax.models"], f"{tests.annotations.__name__}.checked")
 
 import dllm_jax
 from tests.traces import Case
 
+gc.freeze()  # what was imported stays; and tracing makes many objects that no collection frees
+gc.set_threshold(200_000, 20, 20)
 hypothesis.settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of it
 hypothesis.settings.load_profile("untimed")
 jax.config.update("jax_num_cpu_devices", 8)

@@ -153,15 +153,23 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, "1")
 
 
-@pytest.mark.parametrize(("cache", "stop"), [("none", "none"), ("none", "eot"), ("prefix", "none"), ("dual", "none")])
-@pytest.mark.parametrize("preset", ["llada_8b", "dream_7b"])
-def test_neither_scores_nor_all_logits_are_in_memory(preset: str, cache: str, stop: str, alone: None) -> None:
+@pytest.mark.parametrize(
+    ("preset", "settings"),
+    [
+        ("dream_7b", {"cache": "none"}),
+        ("llada_8b", {"cache": "none", "stop": "eot"}),
+        ("dream_7b", {"cache": "prefix", "block_length": 512}),
+        ("llada_8b", {"cache": "dual"}),
+    ],
+    ids=str,
+)
+def test_neither_scores_nor_all_logits_are_in_memory(preset: str, settings: dict[str, Any], alone: None) -> None:
     """Scores of the full canvas or of a block in front of a cache, logits of the generation: whatever dtype and order.
 
     EoTP without a cache looks at all positions, which is where those logits would come from.
     """
     devices = topology_devices("v5e:2x4")
-    decode = DecodeSettings(policy="threshold", cache=cache, stop=stop, gen_length=1024, batch_size=8)
+    decode = DecodeSettings(policy="threshold", gen_length=1024, batch_size=8, **settings)
     decoder = Decoder(
         shape_model(
             tuned(dataclasses.replace(PRESETS[preset], num_layers=2), platform="tpu"),
