@@ -13,7 +13,7 @@ from dllm_jax.checkpoints.load import ASSETS
 from tests.checkpoints.folders import one_layer
 from tests.checkpoints.peft import drawn, named, written
 from tests.distributed.processes import LIMIT, LOST, ended_well, finished, run, started
-from tests.training.commands import lines, weights
+from tests.training.commands import FROM_FOLDER, lines, weights
 
 pytestmark = pytest.mark.slow
 SHORT = ("--config=threshold", "decode.gen_length=32", "decode.batch_size=4")
@@ -33,11 +33,7 @@ TRAINED = (
     "train.eval_every=4",
     "train.checkpoint_every=2",
 )
-DIFFUSION = (
-    *(f"network.{name}=0" for name in ("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length")),
-    "network.scratch=false",
-    *(setting for setting in TRAINED if not setting.startswith("network.")),
-)
+DIFFUSION = (*FROM_FOLDER, *(setting for setting in TRAINED if not setting.startswith("network.")))
 FITTED = (
     "data.prompts=9",
     "data.eval_prompts=4",

@@ -20,6 +20,10 @@ SHORT = (
     "train.eval_every=4",
     "train.checkpoint_every=2",
 )
+FROM_FOLDER = (  # the model of model.path, instead of the one from scratch of configs/train_tiny_cpu.py
+    "network.scratch=false",
+    *(f"network.{name}=0" for name in ("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length")),
+)
 
 Execute = Callable[..., int]
 Refused = Callable[..., str]

@@ -5,16 +5,11 @@ import pytest
 from dllm_jax.training.diffusion import held_out
 from dllm_jax.training.diffusion.config import DiffusionTraining
 from dllm_jax.training.held_out import HeldOutPrompts
-from tests.training.commands import Command
+from tests.training.commands import FROM_FOLDER, Command
 from train.diffusion import main
 
 FLAGS = (
-    "network.scratch=false",
-    "network.num_layers=0",
-    "network.embed_dim=0",
-    "network.num_heads=0",
-    "network.mlp_dim=0",
-    "network.max_length=0",
+    *FROM_FOLDER,
     "data.shares=equal",
     "data.length=160",
     "objective.padding_weight=1",

@@ -16,6 +16,7 @@ from dllm_jax.bench import plan as planning
 from dllm_jax.bench.plan import Rates
 from dllm_jax.training.diffusion import plan
 from dllm_jax.training.diffusion.config import DiffusionTraining
+from tests.training.commands import FROM_FOLDER
 
 ROOT = Path(__file__).parents[3]
 SMALL = (
@@ -26,7 +27,6 @@ SMALL = (
     "data.length=32",
     "train.optimizer=adamw",
 )
-SHAPE = ("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_length")
 tpu = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (extra tpu)"),
@@ -74,7 +74,7 @@ def test_memory_falls_with_fsdp_and_an_adapter_has_no_moments(tmp_path: Path, te
 
     alone, split = arguments("1", "mesh.fsdp=1"), arguments("8", "mesh.fsdp=8")
     assert split < 0.15 * alone
-    of_file = ("network.scratch=false", *(f"network.{name}=0" for name in SHAPE), f"model.path={teacher}")
+    of_file = (*FROM_FOLDER, f"model.path={teacher}")
     assert arguments("l", *of_file, "lora.rank=2") < 0.4 * arguments("w", *of_file)
 
 
